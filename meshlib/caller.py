@@ -1,0 +1,86 @@
+"""The caller's side of a mesh: destinations, and the clients and transports made of them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .errors import UnknownService
+from .transport.httpx_client import MeshAsyncClient, MeshClient
+from .transport.httpx_transport import MeshAsyncTransport, MeshTransport
+
+if TYPE_CHECKING:
+    from .engine import Engine
+    from .stack import Service
+
+DECODED_BYTES_MAX = 100 * 1024 * 1024
+"""Limit of a decoded body where the service is not known: what `limits.max_decoded_body` has built in."""
+DESTINATIONS_MAX = 4096
+"""Names for which a destination is kept: hosts of absolute URLs may be anything."""
+
+
+class ServiceDestination:
+    """One service, as a caller sees it: a stable object; policy and connections are swapped behind it."""
+
+    __slots__ = ("_engine", "name")
+
+    def __init__(self, engine: Engine, name: str) -> None:
+        self._engine, self.name = engine, name
+
+    def asyncio(self) -> Service:
+        """The client stack for the running event loop; starts the mesh on first use."""
+        return self._engine.scope_of_loop().service(self.name)
+
+    def blocking(self) -> Service:
+        """The client stack for threads; starts the mesh on first use."""
+        return self._engine.scope_of_threads().service(self.name)
+
+    @property
+    def max_decoded_bytes(self) -> int:
+        """Limit of a decoded body under the policy in force, in bytes."""
+        plan = self._engine.plan(self.name)
+        return DECODED_BYTES_MAX if isinstance(plan, UnknownService) else plan.max_decoded_bytes
+
+
+class Callers:
+    """What a mesh hands out to callers. A client without options is made once per service and kept."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._destinations: dict[str, ServiceDestination] = {}
+        self._clients: dict[str, MeshAsyncClient] = {}
+        self._sync_clients: dict[str, MeshClient] = {}
+
+    def destination(self, host: str) -> ServiceDestination:
+        """The service named `host`; whether there is one is known when it is called."""
+        known = self._destinations.get(host)
+        if known is None:
+            if len(self._destinations) >= DESTINATIONS_MAX:
+                del self._destinations[next(iter(self._destinations))]
+            known = self._destinations[host] = ServiceDestination(self._engine, host)
+        return known
+
+    def client(self, service: str, options: dict[str, Any]) -> MeshAsyncClient:
+        """See Mesh.client."""
+        if options:
+            return MeshAsyncClient(self.destination(service), resolver=self, **options)
+        known = self._clients.get(service)
+        if known is None or known.is_closed:
+            known = self._clients[service] = MeshAsyncClient(self.destination(service), resolver=self)
+        return known
+
+    def sync_client(self, service: str, options: dict[str, Any]) -> MeshClient:
+        """See Mesh.sync_client."""
+        if options:
+            return MeshClient(self.destination(service), resolver=self, **options)
+        known = self._sync_clients.get(service)
+        if known is None or known.is_closed:
+            known = self._sync_clients[service] = MeshClient(self.destination(service), resolver=self)
+        return known
+
+    def transport(self) -> MeshAsyncTransport:
+        """See Mesh.transport."""
+        return MeshAsyncTransport(self)
+
+    def sync_transport(self) -> MeshTransport:
+        """See Mesh.sync_transport."""
+        return MeshTransport(self)

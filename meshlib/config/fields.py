@@ -1,0 +1,187 @@
+"""The types of single values: how each is written, checked and described.
+
+Every type parses the plain data of the reader and raises ValueError with a sentence. Nothing is coerced: the number 1
+is not the text "1", because `version: 1.10` would lose its zero.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Annotated, Any, Self
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+
+from .builtin import BUILT_IN
+from .units import (
+    DURATION_PATTERN,
+    MAX_SIZE,
+    SHARE_PATTERN,
+    SIZE_PATTERN,
+    parse_duration,
+    parse_share,
+    parse_size,
+    quoted,
+)
+
+LABEL_PATTERN = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
+SERVICE_PATTERN = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)?$"
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
+HEADER_PATTERN = r"^[!#$%&'*+.^_`|~0-9A-Za-z-]{1,256}$"
+
+
+class Section(BaseModel):
+    """A mapping of mesh.yaml: frozen, and an unknown field is a mistake."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class OneOf(Section):
+    """A mapping with exactly one of its fields."""
+
+    model_config = ConfigDict(json_schema_extra={"minProperties": 1, "maxProperties": 1})
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Self:
+        if len(self.model_fields_set) != 1:
+            raise ValueError(f"must have exactly one of {', '.join(type(self).model_fields)}")
+        return self
+
+
+def setting(name: str, text: str) -> Any:
+    """An optional field whose built-in value and its source are in the description."""
+    written, source = BUILT_IN[name]
+    shown = ", ".join(map(str, written)) if isinstance(written, list) else "none" if written is None else written
+    return Field(default=None, description=f"{text} Built-in: {shown} ({source}).")
+
+
+def is_label(text: Any) -> bool:
+    """Is it a DNS label in lower case (RFC 1123)?"""
+    return isinstance(text, str) and re.fullmatch(LABEL_PATTERN[1:-1], text) is not None
+
+
+def canonical_name(name: str) -> str:
+    """`inventory` → `inventory.default`."""
+    return name if "." in name else f"{name}.default"
+
+
+def _filled(value: Any) -> Any:
+    if value in ([], ()):
+        raise ValueError("must not be empty")
+    return value
+
+
+NotEmpty = BeforeValidator(_filled)
+"""For a list. pydantic's own min_length counts the items that are valid, and so reports a second, false mistake."""
+
+
+def _positive(value: Any) -> float:
+    seconds = parse_duration(value)
+    if seconds <= 0:
+        raise ValueError(f"{quoted(value)} is no time at all: write at least 1ms")
+    return seconds
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    hint = "; put it in quotes" if isinstance(value, (int, float)) else ""
+    raise ValueError(f"must be text, not {quoted(value)}{hint}")
+
+
+def _consenting(value: Any) -> str:
+    if isinstance(value, str) and value.startswith("gateway/"):
+        raise ValueError(f"{quoted(value)}: gateways are not enforced by this release of meshlib; remove it")
+    return _like(SERVICE_PATTERN, _IS_SERVICE)(value)
+
+
+def _flag(value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    raise ValueError(f"must be true or false, not {quoted(value)}")
+
+
+def _like(pattern: str, sentence: str) -> Callable[[Any], str]:
+    exact = re.compile(pattern[1:-1])
+
+    def check(value: Any) -> str:
+        if exact.fullmatch(text := _text(value)):
+            return text
+        raise ValueError(f"{quoted(text)} {sentence}")
+
+    return check
+
+
+def whole(low: int, high: int) -> Any:
+    """The annotation of a whole number from `low` to `high`, both included."""
+
+    def check(value: Any) -> int:
+        if isinstance(value, int) and not isinstance(value, bool) and low <= value <= high:
+            return value
+        raise ValueError(f"must be a whole number from {low} to {high}, not {quoted(value)}")
+
+    return BeforeValidator(check, json_schema_input_type=Annotated[int, Field(ge=low, le=high)])
+
+
+def _retry_condition(value: Any) -> str | int:
+    if isinstance(value, int) and not isinstance(value, bool) and 400 <= value <= 599:
+        return value
+    if isinstance(value, str) and value in RETRY_CONDITIONS:
+        return value
+    words = ", ".join(RETRY_CONDITIONS)
+    raise ValueError(f"{quoted(value)} is not a reason to retry: use {words} or a status from 400 to 599")
+
+
+def _http_path(value: Any) -> str:
+    text = _text(value)
+    if not re.fullmatch(r"/[^?#\s]{0,1023}", text) or re.search(r"//|/\.\.?(/|$)|%2[fF]", text):
+        raise ValueError(
+            f"{quoted(text)} is not a path to match: it begins with / and has no //, /./, /../, %2F, query or fragment"
+        )
+    return text
+
+
+RETRY_CONDITIONS = ("connect_failure", "reset", "gateway_error", "5xx")
+
+_METHOD_PATTERN = r"^[A-Z][A-Z-]{0,31}$"
+_IS_LABEL = "is not a name: up to 63 lower-case letters, digits and hyphens, such as orders"
+_IS_SERVICE = "is not a service name: write name or name.namespace in lower-case letters, digits and hyphens"
+_IS_DOMAIN = "is not a trust domain: lower-case letters, digits, dots, hyphens and underscores, such as shop.dev"
+_IS_NAME = "is not a name: up to 63 letters, digits, dots, hyphens and underscores, such as v1"
+_IS_METHOD = "is not a method: write it in capitals, such as GET"
+
+
+def _string(pattern: str) -> WithJsonSchema:
+    return WithJsonSchema({"type": "string", "pattern": pattern})
+
+
+Duration = Annotated[float, BeforeValidator(_positive), _string(DURATION_PATTERN)]
+Share = Annotated[float, BeforeValidator(parse_share), _string(SHARE_PATTERN)]
+Size = Annotated[
+    int,
+    BeforeValidator(parse_size),
+    WithJsonSchema(
+        {"anyOf": [{"type": "string", "pattern": SIZE_PATTERN}, {"type": "integer", "minimum": 1, "maximum": MAX_SIZE}]}
+    ),
+]
+Text = Annotated[str, BeforeValidator(_text)]
+Flag = Annotated[bool, BeforeValidator(_flag)]
+Label = Annotated[str, BeforeValidator(_like(LABEL_PATTERN, _IS_LABEL)), _string(LABEL_PATTERN)]
+Name = Annotated[str, BeforeValidator(_like(NAME_PATTERN, _IS_NAME)), _string(NAME_PATTERN)]
+ServiceName = Annotated[str, BeforeValidator(_like(SERVICE_PATTERN, _IS_SERVICE)), _string(SERVICE_PATTERN)]
+RouteOwner = Annotated[str, BeforeValidator(_consenting), _string(SERVICE_PATTERN)]
+CanonicalName = Annotated[ServiceName, AfterValidator(canonical_name)]
+TrustDomain = Annotated[str, BeforeValidator(_like(r"^[a-z0-9._-]{1,255}$", _IS_DOMAIN)), _string(r"^[a-z0-9._-]+$")]
+HeaderName = Annotated[
+    str,
+    BeforeValidator(_like(HEADER_PATTERN, "is not a header name (RFC 9110 token)")),
+    AfterValidator(str.lower),
+    _string(HEADER_PATTERN),
+]
+Method = Annotated[str, BeforeValidator(_like(_METHOD_PATTERN, _IS_METHOD)), _string(_METHOD_PATTERN)]
+HttpPath = Annotated[str, BeforeValidator(_http_path), _string(r"^/[^?#\s]*$")]
+RetryCondition = Annotated[
+    str | int,
+    BeforeValidator(_retry_condition),
+    WithJsonSchema({"anyOf": [{"enum": list(RETRY_CONDITIONS)}, {"type": "integer", "minimum": 400, "maximum": 599}]}),
+]

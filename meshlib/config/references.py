@@ -1,0 +1,222 @@
+"""What one part of the file says about another: names, consent, ceilings, weights, addresses.
+
+It reads the plain data, not the models, so that these mistakes are found in the same pass as those of the schema. A
+part that cannot be read is the schema's finding: here it is passed over, and nothing is concluded from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
+from typing import Any, NamedTuple
+
+from .builtin import BUILT_IN_TREE, CEILINGS
+from .endpoints import is_loopback, parse_address
+from .fields import canonical_name, is_label
+from .model import resolve
+from .problems import Finding, Path, path_text
+from .reader import Document
+from .units import parse_duration, quoted
+
+
+class Level(NamedTuple):
+    """One level of precedence: where it stands (None: built-in) and what is written there."""
+
+    path: Path | None
+    data: dict[str, Any]
+
+
+def check(document: Document, files: Mapping[Path, Document]) -> Iterator[Finding]:
+    """Every such mistake. `files`: the endpoint file that was read for the source at each path."""
+    data = _mapping(document.data)
+    yield from _trust_domain(document, data)
+    defaults = Level(("defaults",), _mapping(data.get("defaults")))
+    levels = [Level(None, BUILT_IN_TREE), defaults]
+    yield from _ceilings(document, levels)
+    services = {key: _mapping(value) for key, value in _mapping(data.get("services")).items()}
+    known: dict[str, str] = {}
+    for key in services:
+        if key != known.setdefault(canonical_name(key), key):
+            where = document.where(("services", known[canonical_name(key)]))
+            message = f"is the same service as {known[canonical_name(key)]!r} ({where}); keep one"
+            yield document.finding(("services", key), message, key=True)
+    mesh = _Mesh(document, services, known, {})
+    dev = _mapping(data.get("identity")).get("source", "dev") == "dev"
+    for key, service in services.items():
+        level = Level(("services", key), service)
+        yield from _ceilings(document, [*levels, level])
+        yield from _consents(mesh, key)
+        strict = service.get("mtls", defaults.data.get("mtls", "strict")) == "strict"
+        yield from _addresses(document, files, key, service, loopback_only=dev and strict)
+        yield from _routes(mesh, key, [*levels, level])
+
+
+def written_services(document: Document) -> dict[str, str]:
+    """Canonical name → the key as it is written."""
+    return {canonical_name(key): key for key in _mapping(_mapping(document.data).get("services"))}
+
+
+def file_sources(document: Document) -> Iterator[tuple[Path, str]]:
+    """(path of the source, file as written) of every endpoint source that is a file."""
+    for key, service in _mapping(_mapping(document.data).get("services")).items():
+        for index, source in enumerate(_sequence(_mapping(service).get("endpoints"))):
+            file = _mapping(source).get("file")
+            if isinstance(file, str):
+                yield ("services", key, "endpoints", index), file
+
+
+class _Mesh(NamedTuple):
+    document: Document
+    services: dict[str, dict[str, Any]]
+    known: dict[str, str]
+    consents: dict[str, set[str | None]]
+
+    def find(self, name: Any, caller: str) -> str | None:
+        """The key of the service that `name` means in the file's service `caller`; None where there is none."""
+        found = resolve(self.known, name, _namespace(caller)) if isinstance(name, str) else None
+        return None if found is None else self.known[found]
+
+    def unknown(self, path: Path, name: str) -> Finding:
+        message = f"{quoted(name)} is not a service of this file"
+        return self.document.finding(path, message, word=name, choices=self.services)
+
+
+def _trust_domain(document: Document, data: dict[str, Any]) -> Iterator[Finding]:
+    written = data.get("trust_domain")
+    dev = _mapping(data.get("identity")).get("source", "dev") == "dev"
+    if dev and isinstance(written, str) and not written.endswith(".dev"):
+        mesh = data["mesh"] if is_label(data.get("mesh")) else "<mesh>"
+        message = f"{quoted(written)} must end in .dev, because identity.source is dev: write {mesh}.dev or remove it"
+        yield document.finding(("trust_domain",), message)
+
+
+def _ceilings(document: Document, levels: list[Level]) -> Iterator[Finding]:
+    """Values written at the last level that pass their ceiling."""
+    last = levels[-1]
+    for name, ceiling in CEILINGS:
+        raw, value = _written(last, name)
+        if value is None or last.path is None:
+            continue
+        for level in reversed(levels):
+            limit_raw, limit = _written(level, ceiling)
+            if limit_raw is not None:
+                break
+        if limit is not None and value > limit:
+            where = "built-in" if level.path is None else document.where((*level.path, *ceiling.split(".")))
+            message = f"{raw} is above {ceiling}, which is {limit_raw} ({where}); lower the one or raise the other"
+            yield document.finding((*last.path, *name.split(".")), message)
+
+
+def _written(level: Level, name: str) -> tuple[Any, float | None]:
+    """As written (None: not written), and as a number (None: not readable)."""
+    node: Any = level.data
+    for word in name.split("."):
+        node = _mapping(node).get(word)
+    if isinstance(node, str):
+        return node, _or_none(parse_duration, node)
+    return node, float(node) if type(node) is int else None
+
+
+def _consents(mesh: _Mesh, key: str) -> Iterator[Finding]:
+    for index, name in enumerate(_sequence(mesh.services[key].get("allow_routes_from"))):
+        if isinstance(name, str) and mesh.find(name, key) is None:
+            yield mesh.unknown(("services", key, "allow_routes_from", index), name)
+
+
+def _routes(mesh: _Mesh, key: str, levels: list[Level]) -> Iterator[Finding]:
+    names: dict[str, Path] = {}
+    for index, route in enumerate(map(_mapping, _sequence(mesh.services[key].get("routes")))):
+        path: Path = ("services", key, "routes", index)
+        yield from _ceilings(mesh.document, [*levels, Level(path, route)])
+        name = route.get("name")
+        if isinstance(name, str) and names.setdefault(name, path) != path:
+            where = mesh.document.where((*names[name], "name"))
+            yield mesh.document.finding((*path, "name"), f"{quoted(name)} is already the name of a route ({where})")
+        backends = _sequence(route.get("backends"))
+        weights = [_mapping(backend).get("weight") for backend in backends]
+        if weights and all(type(weight) is int and weight == 0 for weight in weights):
+            message = "every weight is 0, so no call has anywhere to go; give one backend a weight"
+            yield mesh.document.finding((*path, "backends"), message, key=True)
+        for place, backend in enumerate(map(_mapping, backends)):
+            yield from _backend(mesh, key, (*path, "backends", place), backend)
+
+
+def _backend(mesh: _Mesh, key: str, path: Path, backend: dict[str, Any]) -> Iterator[Finding]:
+    name = backend.get("service", key)
+    target = mesh.find(name, key)
+    if target is None:
+        if isinstance(name, str) and "service" in backend:
+            yield mesh.unknown((*path, "service"), name)
+        return
+    if target != key:
+        yield from _consent(mesh, key, target, (*path, "service"))
+    subset, subsets = backend.get("subset"), mesh.services[target].get("subsets", {})
+    if isinstance(subset, str) and isinstance(subsets, dict) and subset not in subsets:
+        has = ", ".join(quoted(name) for name in islice(subsets, 5)) or "none"
+        message = f"service {target!r} has no subset {quoted(subset)}; it has {has}"
+        yield mesh.document.finding((*path, "subset"), message, word=subset, choices=subsets)
+
+
+def _consent(mesh: _Mesh, key: str, target: str, path: Path) -> Iterator[Finding]:
+    allowed = mesh.services[target].get("allow_routes_from", [])
+    if target not in mesh.consents:
+        mesh.consents[target] = {mesh.find(name, target) for name in _sequence(allowed)}
+    if isinstance(allowed, list) and key not in mesh.consents[target]:
+        at: Path = ("services", target, "allow_routes_from")
+        where = mesh.document.where(at)
+        message = f"{target!r} does not allow routes of {key!r}; add {key!r} to {path_text(at)} ({where})"
+        yield mesh.document.finding(path, message)
+
+
+def _addresses(
+    document: Document, files: Mapping[Path, Document], key: str, service: dict[str, Any], *, loopback_only: bool
+) -> Iterator[Finding]:
+    seen: dict[tuple[str, int], str] = {}
+    for origin, path, written in _entries(document, files, key, service):
+        address = _or_none(parse_address, written)
+        if address is None:
+            continue
+        if address in seen:
+            message = f"{quoted(written)} is already an endpoint of {key!r} ({seen[address]})"
+            yield origin.finding(path, message)
+        seen.setdefault(address, origin.where(path))
+        if loopback_only and not is_loopback(address[0]):
+            message = (
+                f"{quoted(written)} is not on this machine: identity.source dev is for 127.0.0.1 only; "
+                "use such an address, or mtls: disabled"
+            )
+            yield origin.finding(path, message)
+
+
+def _entries(
+    document: Document, files: Mapping[Path, Document], key: str, service: dict[str, Any]
+) -> Iterator[tuple[Document, Path, Any]]:
+    """(document, path of the address, address as written) of every entry of every source."""
+    for index, source in enumerate(map(_mapping, _sequence(service.get("endpoints")))):
+        base: Path = ("services", key, "endpoints", index)
+        origin, start = (files[base], ()) if base in files else (document, (*base, "static"))
+        entries = origin.data if base in files else source.get("static")
+        for place, entry in enumerate(_sequence(entries)):
+            if isinstance(entry, dict):
+                yield origin, (*start, place, "address"), entry.get("address")
+            else:
+                yield origin, (*start, place), entry
+
+
+def _namespace(key: str) -> str:
+    return canonical_name(key).partition(".")[2]
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _sequence(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _or_none(parse: Callable[[Any], Any], value: Any) -> Any:
+    try:
+        return parse(value)
+    except ValueError:
+        return None

@@ -1,0 +1,30 @@
+"""A service: its settings, where it listens, its subsets and its routes."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from .endpoints import Source
+from .fields import Duration, Name, RouteOwner, Text, setting
+from .routes import Route
+from .settings import Settings
+
+
+class Service(Settings):
+    """Under its name, `inventory` or `inventory.stock`, in `services`."""
+
+    owner: Text = Field(default="", description="The team that is asked; it has no effect.")
+    protocol: Literal["http"] = Field(default="http", description="http: HTTP/1.1. Built-in: http.")
+    endpoints: tuple[Source, ...] = Field(default=(), description="Where it listens: sources, merged in order.")
+    subsets: dict[Name, dict[str, Text]] = Field(
+        default={}, description="Names for the endpoints that have certain labels."
+    )
+    allow_routes_from: tuple[RouteOwner, ...] = Field(
+        default=(), description="Services whose routes may name this one as a backend. Built-in: none but itself."
+    )
+    stream_idle_timeout: Duration | None = setting(
+        "stream_idle_timeout", "Duration between two pieces of a streamed reply."
+    )
+    routes: tuple[Route, ...] = Field(default=(), description="Rules for its calls; the first that matches wins.")

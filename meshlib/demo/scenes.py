@@ -1,0 +1,253 @@
+"""The scenes: what is done to the mesh while calls go on, what was promised of it, and what was measured.
+
+Every figure is taken from the processes: from their `/metrics`, their certificates, their exit codes, or from the
+replies. A scene holds when its own promise does; `0 failed calls` is part of all of them.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from meshlib.identity.dev import rotate_leaves
+
+from .census import Member, total
+from .fleet import Replica
+from .stage import GIVE_UP_S, LOOK_S, Scene, Stage, milliseconds
+
+IN_FORCE_S = 1.0
+"""Promised: from the edit of mesh.yaml until every process works by it."""
+ROTATED_S = 2.0
+"""Promised: from the rotation until every process shows a new certificate."""
+BACK_S = 5.0
+"""Promised: from the moment a restarted replica listens until it is called again."""
+DRAIN_S = 10.0
+SIGMAS = 3.0
+
+
+def steady(stage: Stage) -> Scene:
+    """Calls reach every replica that may be called."""
+    stage.say("calling: shopper → storefront → orders → inventory")
+    failed = stage.shopper.failures
+    stage.shopper.wait_calls(stage.plan.steady_calls)
+    busy = [r for r in stage.fleet.replicas if r.version != "v2"]  # which has weight 0 as yet
+    served = {replica.name: int(stage.served(replica)) for replica in busy}
+    failed = stage.shopper.failures - failed
+    return Scene(
+        "steady state",
+        "0 failed calls, every replica that has a weight is called",
+        f"{failed} failed, {sum(count > 0 for count in served.values())} of {len(served)} replicas called",
+        failed == 0 and min(served.values()) > 0,
+        {"failures": failed, "served": served},
+    )
+
+
+def canary(stage: Stage) -> Scene:
+    """Weights are edited in mesh.yaml; the split follows."""
+    failed = stage.shopper.failures
+    steps = [_shift(stage, percent) for percent in stage.plan.canary]
+    failed = stage.shopper.failures - failed
+    shares = ", ".join(f"{100 * step.v2 / max(1, step.calls):.1f}" for step in steps)
+    slowest_s = max(step.in_force_s for step in steps)
+    return Scene(
+        "canary " + " → ".join(str(percent) for percent in stage.plan.canary) + " %",
+        f"in force everywhere ≤ {IN_FORCE_S * 1e3:.0f} ms, split within {SIGMAS:.0f} σ, 0 failed",
+        f"v2 took {shares} %, {_said(slowest_s, 'in force ≤', 'not in force everywhere')}, {failed} failed",
+        failed == 0 and all(step.held for step in steps),
+        {"failures": failed, "steps": [step.figures() for step in steps]},
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One step of the canary: of `calls` that began when `percent` was in force, `v2` were answered by v2."""
+
+    percent: int
+    in_force_s: float
+    calls: int
+    v2: int
+
+    @property
+    def sigmas(self) -> float:
+        """How far the split is off."""
+        return sigmas_off(self.v2, self.calls, self.percent / 100)
+
+    @property
+    def held(self) -> bool:
+        """Was it in force in time, and then kept?"""
+        return self.in_force_s <= IN_FORCE_S and self.calls > 0 and self.sigmas <= SIGMAS
+
+    def figures(self) -> dict[str, Any]:
+        """As plain data; a split off by any number of σ that should be exact has `sigmas` null."""
+        sigmas = None if self.sigmas == float("inf") else round(self.sigmas, 2)
+        counted = {"percent": self.percent, "calls": self.calls, "v2": self.v2, "sigmas": sigmas}
+        return {**counted, "in_force_ms": milliseconds(self.in_force_s), "held": self.held}
+
+
+def _shift(stage: Stage, percent: int) -> Step:
+    stage.say(f"canary: inventory v2 gets {percent} %")
+    began = time.monotonic()
+    stage.shop.write_mesh(str(100 - percent), str(percent))
+    in_force_s = stage.until_in_force(began)
+    versions = stage.shopper.sample(stage.plan.split_calls).versions
+    return Step(percent, in_force_s, versions.total(), versions["v2"])
+
+
+def killed(stage: Stage) -> Scene:
+    """Replicas die without a word, one after the other, and come back."""
+    failed, names = stage.shopper.failures, stage.plan.victims
+    backs_s = [_kill(stage, stage.fleet.named(name)) for name in names]
+    failed = stage.shopper.failures - failed
+    back = [milliseconds(back_s) for back_s in backs_s]
+    return Scene(
+        "SIGKILL of " + " and ".join(names),
+        f"0 failed calls; called again ≤ {BACK_S * 1e3:.0f} ms after they listen again",
+        f"{failed} failed; {', '.join(_said(back_s, 'called again after', 'not called again') for back_s in backs_s)}",
+        failed == 0 and all(back_s <= BACK_S for back_s in backs_s),
+        {"failures": failed, "victims": [{"replica": n, "back_ms": b} for n, b in zip(names, back, strict=True)]},
+    )
+
+
+def _kill(stage: Stage, replica: Replica) -> float:
+    stage.say(f"SIGKILL of {replica.name} (pid {replica.pid})")
+    stage.census.scrape(replica)
+    replica.end(signal.SIGKILL, GIVE_UP_S)
+    stage.shopper.wait_calls(stage.plan.down_calls)
+    stage.say(f"starting {replica.name} again")
+    back_s = _back_in_rotation(stage, replica)
+    stage.shopper.wait_calls(stage.plan.after_calls)
+    return back_s
+
+
+def broken_edit(stage: Stage) -> Scene:
+    """A mesh.yaml that cannot be used is reported by each process, and used by none."""
+    stage.say("a broken mesh.yaml: two weights that are none")
+    failed, version = stage.shopper.failures, stage.shop.version
+    before = {member.name: _rejected(stage, member) for member in stage.members}
+    began = time.monotonic()
+    stage.shop.write_mesh("fifty", "-50")
+    reported_s = stage.until_all(began, lambda member: _rejected(stage, member) - before[member.name], 1)
+    stage.shopper.wait_calls(stage.plan.after_calls)
+    kept = [total(stage.census.scrape(member), "meshlib_policy_version") == version for member in stage.members]
+    stage.say("the mesh.yaml is mended")
+    began = time.monotonic()
+    stage.shop.write_mesh("50", "50")
+    mended_s = stage.until_in_force(began)
+    failed = stage.shopper.failures - failed
+    return Scene(
+        "a broken edit of mesh.yaml",
+        f"every process reports it and goes on as before, 0 failed; mended ≤ {IN_FORCE_S * 1e3:.0f} ms",
+        f"{_said(reported_s, 'reported by all in', 'not reported by all')}, "
+        f"{sum(kept)} of {len(kept)} kept the last good one, {failed} failed; "
+        f"{_said(mended_s, 'mended in', 'not mended')}",
+        failed == 0 and all(kept) and reported_s < GIVE_UP_S and mended_s <= IN_FORCE_S,
+        {
+            "failures": failed, "processes": len(kept), "kept": sum(kept),
+            "reported_ms": milliseconds(reported_s), "mended_ms": milliseconds(mended_s),
+        },
+    )  # fmt: skip
+
+
+def rotation(stage: Stage) -> Scene:
+    """Every process gets a new certificate while it is called."""
+    stage.say("every certificate is rotated")
+    failed = stage.shopper.failures
+    before = {member.name: stage.serial(member) for member in stage.members}
+    began = time.monotonic()
+    rotate_leaves(stage.shop.state_dir)
+    new_s = stage.until_all(began, lambda member: stage.serial(member) != before[member.name], True)
+    renewed = sum(stage.serial(member) != before[member.name] for member in stage.members)
+    stage.shopper.wait_calls(stage.plan.after_calls)
+    failed = stage.shopper.failures - failed
+    return Scene(
+        "rotation of every certificate",
+        f"every process shows a new one ≤ {ROTATED_S * 1e3:.0f} ms, 0 failed",
+        f"{renewed} of {len(before)} new ones{_said(new_s, ' in', '')}, {failed} failed",
+        failed == 0 and renewed == len(before) and new_s <= ROTATED_S,
+        {"failures": failed, "processes": len(before), "renewed": renewed, "rotated_ms": milliseconds(new_s)},
+    )
+
+
+def drain(stage: Stage) -> Scene:
+    """A replica is asked to end while it is called; nobody is told but itself."""
+    replica = stage.fleet.of("orders")[-1]
+    stage.say(f"SIGTERM: {replica.name} drains")
+    failed, began = stage.shopper.failures, time.monotonic()
+    assert replica.process is not None
+    replica.process.terminate()
+    while replica.alive and time.monotonic() < began + DRAIN_S:
+        try:
+            stage.census.scrape(replica)
+        except OSError:  # it has closed its admin port, the last thing before it ends
+            pass
+        time.sleep(LOOK_S)
+    took_s, code = time.monotonic() - began, replica.process.poll()
+    if code is None:
+        replica.process.kill()
+        replica.process.wait()
+    stage.shopper.wait_calls(stage.plan.after_calls)
+    stage.say(f"starting {replica.name} again")
+    back_s = _back_in_rotation(stage, replica)
+    failed = stage.shopper.failures - failed
+    return Scene(
+        f"SIGTERM of {replica.name}",
+        f"it drains and exits 0, 0 failed calls; started again, called ≤ {BACK_S * 1e3:.0f} ms",
+        f"exit {'-' if code is None else code} after {took_s * 1e3:.0f} ms, {failed} failed; "
+        f"{_said(back_s, 'called again after', 'not called again')}",
+        failed == 0 and code == 0 and back_s <= BACK_S,
+        {"failures": failed, "exit": code, "drained_ms": milliseconds(took_s), "back_ms": milliseconds(back_s)},
+    )
+
+
+def counts(stage: Stage) -> Scene:
+    """The calls stop for a moment; what the servers counted is compared with what the shopper did."""
+    stage.say("comparing what was counted on both sides")
+    shopper = stage.shopper
+    shopper.wait_calls(max(0, stage.plan.calls_min - shopper.ended))
+    shopper.pause()
+    give_up = time.monotonic() + 2.0
+    served = -1
+    while served < shopper.calls and time.monotonic() < give_up:  # a server counts when its reply has been sent
+        for member in stage.members:
+            stage.census.scrape(member)
+        served = stage.census.edges()["shopper", "storefront"]
+    retried = stage.census.retries("shopper")
+    return Scene(
+        "the shopper counts, the servers count",
+        "storefront served each call of the shopper once, and again only what was retried",
+        f"{shopper.calls:,} calls sent, {retried} retried by the shopper, {served:,} served",
+        shopper.calls <= served <= shopper.calls + retried and shopper.failures == 0,
+        {"calls": shopper.calls, "retries": retried, "served": served, "failures": shopper.failures},
+    )
+
+
+SCENES: Sequence[Callable[[Stage], Scene]] = (steady, canary, killed, broken_edit, rotation, drain, counts)
+
+
+def sigmas_off(seen: int, of: int, share: float) -> float:
+    """How many standard deviations of a binomial `seen` of `of` is from `share`; infinite where there is none."""
+    off = abs(seen - of * share)
+    sigma = (of * share * (1 - share)) ** 0.5
+    return off / sigma if sigma else 0.0 if off == 0 else float("inf")
+
+
+def _back_in_rotation(stage: Stage, replica: Replica) -> float:
+    """Start it again; seconds from its listening to the first request that it has served."""
+    stage.fleet.start([replica])
+    began = time.monotonic()
+    while stage.served(replica) == 0:
+        if time.monotonic() > began + GIVE_UP_S:
+            return float("inf")
+        time.sleep(LOOK_S)
+    return time.monotonic() - began
+
+
+def _rejected(stage: Stage, member: Member) -> float:
+    return total(stage.census.scrape(member), "meshlib_policy_rejected_total")
+
+
+def _said(seconds: float, reached: str, never: str) -> str:
+    return never if seconds == float("inf") else f"{reached} {seconds * 1e3:.0f} ms"

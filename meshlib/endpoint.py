@@ -1,0 +1,33 @@
+"""An endpoint: one address of one service, as discovery reports it. Frozen; what is learned lives in a Node."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+_NO_LABELS: Mapping[str, str] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """`host` is a name or an IP literal without brackets; `weight` ≥ 1 is its share; `labels` select subsets."""
+
+    host: str
+    port: int
+    zone: str = ""
+    weight: int = 1
+    labels: Mapping[str, str] = field(default_factory=lambda: _NO_LABELS)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Endpoint, (self.host, self.port, self.zone, self.weight, dict(self.labels))
+
+    @property
+    def address(self) -> str:
+        """`host:port`, with brackets around an IPv6 literal: the key under which learned state survives an update."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    def has(self, labels: Mapping[str, str]) -> bool:
+        """Does it carry all of `labels`? An empty selector selects everything."""
+        return all(self.labels.get(name) == value for name, value in labels.items())

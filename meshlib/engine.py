@@ -1,0 +1,390 @@
+"""The engine of a mesh: what is in force, and who keeps it so. `Mesh` is its public face.
+
+State, in the order in which it is made by `start`:
+
+    configuration ─ credentials ─ policy in force (a snapshot of compiled plans) ─ scopes (connections) ─ agent
+
+Rules of this file. One reference is swapped when the policy changes, after everything in use has been compiled: a call
+in flight ends under the plan it began with. A configuration that is bad at start stops the start; one that turns bad
+later is reported, counted, and changes nothing. A forked child begins anew with its first call and touches no
+connection of its parent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+import logging
+import os
+import threading
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
+
+from .agent import Agent, FileWatch
+from .config import MeshConfig, config_of
+from .config.effective import effective
+from .config.fields import canonical_name, is_label
+from .destination import ServicePlan, compile_service
+from .errors import ConfigError, IdentityError, UnknownService
+from .identity.credentials import Credentials
+from .identity.dev import DevSource
+from .identity.spiffe import SpiffeId
+from .learned import Learned
+from .policy.node import STATES, Node
+from .runtime.event_loop import EventLoopRuntime
+from .scopes import LoopScope, ThreadScope
+from .telemetry.metrics import Metrics
+from .telemetry.provider import setup_provider
+from .telemetry.tracing import Tracing
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import TracerProvider
+
+    from .identity.credentials import ClientTls
+    from .interop.pybreaker import Circuits
+
+logger = logging.getLogger("meshlib")
+
+ANONYMOUS = "anonymous"
+"""The name of a caller that has none; it has no certificate, and `strict` peers refuse it."""
+STORAGE_LOOK_S = 0.5
+"""How often what breakers keep in a storage is written and read."""
+RENEWAL_LOOK_S = 0.5
+"""How often the agent asks whether the identity has to be renewed."""
+PLANS_MAX = 4096
+"""Services that one process calls; beyond, the oldest plan is made again when it is needed."""
+BOOTSTRAP = ("mesh", "trust_domain", "identity", "state_dir", "admin", "telemetry")
+"""The fields that a process reads once."""
+
+_ENGINES: WeakSet[Engine] = WeakSet()
+
+
+class Policy:
+    """A configuration in force: what it says of `service` itself, and the plans compiled from it so far."""
+
+    __slots__ = ("config", "max_request_body", "plans", "strict", "version")
+
+    def __init__(self, config: MeshConfig, service: str) -> None:
+        self.config, self.version = config, config.version_number
+        own = effective(config, service)
+        self.strict, self.max_request_body = own.mtls == "strict", own.limits.max_request_body
+        self.plans: dict[str, ServicePlan | UnknownService] = {}
+
+
+class Surroundings:
+    """What an engine reaches beyond its own memory: identity files, spans, a thread, connections.
+
+    `meshlib.testing` has one that reaches nothing.
+    """
+
+    identities = True
+    """Is there a network to protect? False: nobody has an identity, and mTLS is off."""
+
+    def now(self) -> float:
+        """Monotonic seconds, of the clock that calls run on."""
+        return time.monotonic()
+
+    def begin(self, engine: Engine) -> None:
+        """The policy is in force; the last step of a start."""
+        engine.begin_outside()
+
+    def loop_scope(self, engine: Engine, loop: asyncio.AbstractEventLoop) -> LoopScope:
+        """A new scope for an event loop."""
+        return LoopScope(engine, loop)
+
+    def thread_scope(self, engine: Engine) -> ThreadScope:
+        """A new scope for the threads of the process."""
+        return ThreadScope(engine)
+
+
+class Engine:
+    """Everything of one mesh in one process. Thread-safe. `service` None: `$MESHLIB_SERVICE`, or anonymous.
+
+    `circuits`: who else is told of the breakers of endpoints, or can hold them open; None: nobody.
+    """
+
+    def __init__(
+        self,
+        service: str | None,
+        config: str | os.PathLike[str] | Mapping[str, Any] | MeshConfig | None,
+        overrides: Mapping[str, Any],
+        circuits: Circuits | None = None,
+    ) -> None:
+        self.given, self.source_of_config, self.overrides = service, config, dict(overrides)
+        self.circuits = circuits
+        self.closed = False
+        self.surroundings = Surroundings()
+        self.reset()
+        _ENGINES.add(self)
+
+    def reset(self) -> None:
+        """As if it had never started; nothing is closed."""
+        self.started = False
+        self.loops: dict[int, LoopScope] = {}
+        self.threads: ThreadScope | None = None
+        self.credentials: Credentials | None = None
+        self.metrics = Metrics()
+        self.instance = os.environ.get("MESHLIB_INSTANCE") or uuid.uuid4().hex
+        self._lock = threading.RLock()
+        self._agent: Agent | None = None
+        self._storage_agent: Agent | None = None
+        self.provider: TracerProvider | None = None
+        self._learned = Learned(EventLoopRuntime().lock, None if self.circuits is None else self.circuits.node)
+        self._renewal_due = 0.0
+        self._gauges: dict[tuple[str, str], list[Callable[[], None]]] = {}
+
+    # Life
+
+    def start(self) -> None:
+        """Read, check, compile, identify. Idempotent. ConfigError lists every problem; nothing is then started."""
+        if self.started:
+            return
+        with self._lock:
+            if self.started:
+                return
+            if self.closed:
+                raise RuntimeError("this Mesh is closed; make a new one")
+            config = self._read()
+            self.service = self._own_name()
+            self.namespace = self.service.partition(".")[2]
+            self.anonymous = self.service == canonical_name(ANONYMOUS)
+            self.trust_domain = config.trust_domain
+            self.state_dir = config.directory / (os.environ.get("MESHLIB_STATE_DIR") or config.state_dir)
+            self.tracing = Tracing(config.telemetry.tracing.sample, EventLoopRuntime().rng)
+            self.policy = Policy(config, self.service)
+            self.metrics.gauge("meshlib_policy_version", {"resource": "mesh.yaml"}, lambda: self.policy.version)
+            self.metrics.counter("meshlib_policy_rejected_total", {"resource": "mesh.yaml"})
+            self.surroundings.begin(self)
+            self.started = True
+
+    def begin_outside(self) -> None:
+        """Identity, span export, and the agent that keeps both and the policy up to date."""
+        config = self.policy.config
+        self._identify(config)
+        self.provider = setup_provider(self.service, self.instance)
+        self._watch = FileWatch(self._watched(config))
+        self._agent = Agent(self._tick)
+        if self.circuits is not None and self.circuits.stored:
+            # An agent of its own: a storage that hangs must not keep certificates from being renewed.
+            self._storage_agent = Agent(partial(self._exchange, self.circuits), STORAGE_LOOK_S)
+
+    def close(self) -> None:
+        """Stop the agent and close every connection that this thread may close. Idempotent."""
+        with self._lock:
+            if self.closed:
+                return
+            self.closed, self.started = True, False
+            loops, self.loops = self.loops, {}
+            threads, self.threads = self.threads, None
+        for agent in (self._agent, self._storage_agent):
+            if agent is not None:
+                agent.stop()
+        if self.provider is not None:
+            self.provider.shutdown()
+        for scope in loops.values():
+            scope.close_from_anywhere()
+        if threads is not None:
+            threads.close()
+
+    async def aclose(self) -> None:
+        """The same, also waiting for this event loop's connections to be gone."""
+        mine = self.loops.pop(id(asyncio.get_running_loop()), None)
+        self.close()
+        if mine is not None:
+            await mine.aclose()
+
+    def after_fork(self) -> None:
+        """In a child: forget connections, threads and what was learned, without a byte to anybody."""
+        for scope in self.loops.values():
+            scope.abandon()
+        if self.threads is not None:
+            self.threads.abandon()
+        self.reset()
+
+    # Who we are, and what we are told
+
+    @property
+    def config(self) -> MeshConfig:
+        """The configuration in force."""
+        return self.policy.config
+
+    @property
+    def strict(self) -> bool:
+        """Does this service answer only callers with a verified identity?"""
+        return self.policy.strict and self.surroundings.identities
+
+    def client_tls(self, service: str) -> ClientTls:
+        """How to reach `service` over mTLS. IdentityError where there is no identity: never plaintext instead."""
+        if self.credentials is None:
+            raise IdentityError(f"{service!r} is strict, and this process has no identity to call it with")
+        return self.credentials.client(SpiffeId.for_service(self.trust_domain, service))
+
+    def _read(self) -> MeshConfig:
+        source = self.source_of_config
+        if source is None:
+            source = os.environ.get("MESHLIB_CONFIG") or "mesh.yaml"
+        return config_of(source, self.overrides) if self.overrides else config_of(source)
+
+    def _own_name(self) -> str:
+        name = self.given or os.environ.get("MESHLIB_SERVICE") or ANONYMOUS
+        parts = name.split(".")
+        if len(parts) > 2 or not all(map(is_label, parts)):
+            raise ConfigError(f"Mesh({name!r}): a service is named `name` or `name.namespace`, in lower case")
+        return canonical_name(name)
+
+    def _identify(self, config: MeshConfig) -> None:
+        """Get an identity where the policy needs one and there is none yet. ConfigError says why it cannot be had."""
+        if self.credentials is not None or not self.surroundings.identities or not self._needs_identity(config):
+            return
+        source = DevSource(self.state_dir, self.trust_domain, self.service)
+        try:
+            self.credentials = Credentials(source, self.trust_domain, anonymous=self.anonymous)
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"identity: {error}") from error
+        self.metrics.gauge("meshlib_certificate_expiry_seconds", {}, self.credentials.expires_in_s)
+
+    def _needs_identity(self, config: MeshConfig) -> bool:
+        names = (self.service, *config.names())
+        return any(effective(config, name).mtls == "strict" for name in names)
+
+    def _watched(self, config: MeshConfig) -> set[Path]:
+        """The files that were read, and the path as given: a directory changes when a part is added."""
+        source = self.source_of_config
+        if isinstance(source, Mapping | MeshConfig):
+            return set(config.files)
+        return {*config.files, Path(source or os.environ.get("MESHLIB_CONFIG") or "mesh.yaml")}
+
+    # What the agent does
+
+    def _tick(self) -> None:
+        if self._watch.changed():
+            self.reload()
+        now = time.monotonic()
+        if self.credentials is not None and now >= self._renewal_due:
+            self._renewal_due = now + RENEWAL_LOOK_S
+            self.credentials.refresh()
+
+    def _exchange(self, circuits: Circuits) -> None:
+        with self._lock:
+            nodes = self._learned.nodes()
+        circuits.exchange(nodes, self._learned.lock)
+
+    def reload(self) -> bool:
+        """Read the configuration again and put it in force, or report why not. True when something changed."""
+        try:
+            config = self._read()
+            self._watch.follow(self._watched(config))
+            if config.version_number == self.policy.version:
+                return False
+            self.put_in_force(config)
+        except ConfigError as error:
+            self.metrics.counter("meshlib_policy_rejected_total", {"resource": "mesh.yaml"}).add()
+            logger.error("the edited mesh.yaml is not used, the last good one stays in force:\n%s", error)
+            return False
+        return True
+
+    def put_in_force(self, config: MeshConfig) -> None:
+        """Compile everything that is in use, then swap one reference. ConfigError: it needs an identity that fails."""
+        old = self.policy
+        self._identify(config)
+        fixed = [name for name in BOOTSTRAP if getattr(config, name) != getattr(old.config, name)]
+        if fixed:
+            logger.warning("mesh.yaml: %s will be in force when this process starts again", ", ".join(fixed))
+        new = Policy(config, self.service)
+        with self._lock:
+            for name in old.plans:
+                new.plans[name] = self._compiled(new, name)
+            self.policy = new
+            used = set().union(*(plan.endpoints() for plan in new.plans.values() if isinstance(plan, ServicePlan)))
+            self._learned.retain(used)
+            self._show_nodes()
+            scopes = [*self.loops.values()]
+            threads = self.threads
+        addresses = {address for _, address in used}
+        for scope in scopes:
+            scope.retire(addresses)
+        if threads is not None:
+            threads.retire(addresses)
+        logger.info("policy %s is in force", new.version)
+
+    # What a call asks
+
+    def plan(self, given: str) -> ServicePlan | UnknownService:
+        """The plan of a service under the policy in force, by the name that was given."""
+        policy = self.policy
+        return policy.plans.get(given) or self._plan(policy, given)
+
+    def _plan(self, policy: Policy, given: str) -> ServicePlan | UnknownService:
+        with self._lock:
+            plan = self._compiled(policy, given)
+            if len(policy.plans) >= PLANS_MAX:
+                del policy.plans[next(iter(policy.plans))]
+            policy.plans[given] = plan
+            self._show_nodes()
+        return plan
+
+    def _compiled(self, policy: Policy, given: str) -> ServicePlan | UnknownService:
+        service = policy.config.canonical(given, self.namespace)
+        if service is None:
+            known = policy.config.names()
+            close = difflib.get_close_matches(canonical_name(given), known, 3, 0.6)
+            return UnknownService(given, suggestions=[name.removesuffix(".default") for name in close])
+        return compile_service(policy.config, service, self._learned)
+
+    def scope_of_loop(self) -> LoopScope:
+        """The connections of the running event loop; starts the mesh on first use."""
+        loop = asyncio.get_running_loop()
+        scope = self.loops.get(id(loop))
+        return scope if scope is not None and scope.loop is loop else self._open_loop(loop)
+
+    def scope_of_threads(self) -> ThreadScope:
+        """The connections that the threads of this process share; starts the mesh on first use."""
+        return self.threads or self._open_threads()
+
+    def _open_loop(self, loop: asyncio.AbstractEventLoop) -> LoopScope:
+        self.start()
+        with self._lock:
+            for key in [key for key, scope in self.loops.items() if scope.loop.is_closed()]:
+                self.loops.pop(key).abandon()
+            scope = self.loops[id(loop)] = self.surroundings.loop_scope(self, loop)
+        return scope
+
+    def _open_threads(self) -> ThreadScope:
+        self.start()
+        with self._lock:
+            if self.threads is None:
+                self.threads = self.surroundings.thread_scope(self)
+            return self.threads
+
+    def _show_nodes(self) -> None:
+        """Keep one gauge per (node, state) that is in use."""
+        nodes = {(service, node.endpoint.address): node for service, node in self._learned.nodes()}
+        for key in [key for key in self._gauges if key not in nodes]:
+            for remove in self._gauges.pop(key):
+                remove()
+        for key, node in nodes.items():
+            if key not in self._gauges:
+                self._gauges[key] = [
+                    self.metrics.gauge(
+                        "meshlib_endpoint_state",
+                        {"destination": key[0], "endpoint": key[1], "state": state},
+                        partial(self._in_state, node, state),
+                    )
+                    for state in STATES
+                ]
+
+    def _in_state(self, node: Node, state: str) -> float:
+        return float(node.state(self.surroundings.now()) == state)
+
+
+def _after_fork() -> None:
+    for engine in list(_ENGINES):
+        engine.after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,128 @@
+"""The server's side of a mesh: what an application behind `mesh.asgi`, `mesh.wsgi` or `mesh.run` is served with."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from . import stacks
+from .config.endpoints import is_loopback
+from .errors import ConfigError
+from .transport.admin import AdminServer
+from .transport.admission import InFlight
+
+if TYPE_CHECKING:
+    from .engine import Engine
+    from .stack import Service
+
+logger = logging.getLogger("meshlib")
+
+
+class ServerHost:
+    """One per mesh; implements `transport.asgi.Host`.
+
+    `own_server`: `Mesh.serve` listens, and `listening` is its address once it does. Under another server (uvicorn,
+    gunicorn) the application's start is the sign that it listens.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self.now: Callable[[], float] = time.monotonic
+        self.in_flight = InFlight()
+        self.draining = False
+        self.serving = False
+        self.own_server = False
+        self.listening = ""
+        self._admin: AdminServer | None = None
+
+    @property
+    def name(self) -> str:
+        """The service, canonical."""
+        return self._engine.service
+
+    @property
+    def strict(self) -> bool:
+        """Only callers with a verified identity are served."""
+        return self._engine.strict
+
+    @property
+    def max_request_body(self) -> int:
+        """Bytes, by the policy in force."""
+        return self._engine.policy.max_request_body
+
+    def listener(self) -> ssl.SSLContext | None:
+        """The TLS context of new connections; None where mTLS is disabled."""
+        credentials = self._engine.credentials
+        return credentials.listener() if self.strict and credentials is not None else None
+
+    def server_service(self, leaf: Service) -> Service:
+        """The server stack around an application."""
+        engine = self._engine
+        return stacks.SERVER.bind(stacks.ServerContext(engine.tracing, engine.metrics, self.now, self.in_flight), leaf)
+
+    def start(self) -> None:
+        """Start the mesh for serving. Idempotent. ConfigError also where the service has no name to serve under."""
+        engine = self._engine
+        engine.start()
+        if self.strict and engine.anonymous:
+            raise ConfigError("a server needs a name: Mesh('orders'), or MESHLIB_SERVICE, or `mtls: disabled`")
+        self.serving = True
+        if self._admin is None:
+            self._admin = self._open_admin()
+
+    async def startup(self) -> None:
+        """`start`, off the event loop: it reads files."""
+        if not self.serving:
+            await asyncio.to_thread(self.start)
+
+    async def shutdown(self) -> None:
+        """The application's lifespan is over: close the mesh."""
+        self.close()
+        await self._engine.aclose()
+
+    def close(self) -> None:
+        """Stop answering probes."""
+        self.serving = False
+        admin, self._admin = self._admin, None
+        if admin is not None:
+            admin.close()
+
+    def ready(self) -> tuple[bool, str]:
+        """May this process be sent work? With the reason why not."""
+        if self.draining:
+            return False, "draining"
+        if not self._engine.started:
+            return False, "not started"
+        return (True, "") if self.listening or not self.own_server else (False, "not listening")
+
+    def _open_admin(self) -> AdminServer | None:
+        listen = self._engine.config.admin.listen
+        try:
+            admin = AdminServer(listen, live=lambda: True, ready=self.ready, metrics=self._engine.metrics.render)
+        except OSError as error:  # a probe that cannot be answered must not keep the service from serving
+            logger.error("admin.listen %s: %s; /livez, /readyz and /metrics are not served", listen, error)
+            return None
+        logger.info("admin on http://%s (/livez /readyz /metrics)", admin.address)
+        return admin
+
+    def bind_address(self, host: str | None) -> str:
+        """Where to listen. ConfigError: the `dev` identity is for the loopback interface only."""
+        dev = self._engine.credentials is not None and self._engine.config.identity.source == "dev"
+        if host is None:
+            return "127.0.0.1" if dev else "0.0.0.0"  # noqa: S104 - a server is there to be reached
+        if dev and not is_loopback(host):
+            raise ConfigError(f"identity: {{source: dev}} serves on the loopback interface only, not on {host}")
+        return host
+
+    def listens_on(self, address: str) -> None:
+        """The server listens; `address` is what others reach it by."""
+        self.listening = address
+
+    @property
+    def admin_address(self) -> str:
+        """`host:port` of the probes, '' where there is none."""
+        return "" if self._admin is None else self._admin.address

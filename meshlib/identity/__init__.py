@@ -1,0 +1,5 @@
+"""Who a process is and how it proves it: SPIFFE ids, SVIDs, TLS contexts, rotation.
+
+`spiffe` (ids, pure) · `svid` (certificates at rest) · `ca` (issuing) · `dev` (a local authority) ·
+`tls` (the check inside the handshake) · `credentials` (the live identity: what transports use).
+"""

@@ -1,0 +1,147 @@
+"""Scopes: where plans are bound and connections live. One per event loop, and one for the threads of the process."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Protocol
+
+from .call import Call, Reply
+from .destination import BackendPlan, ServicePlan, bind
+from .errors import IdentityError, UnknownService
+from .runtime.blocking import BlockingRuntime
+from .runtime.event_loop import EventLoopRuntime
+from .transport.asyncio_http import AsyncHttpTransport
+from .transport.blocking_http import BlockingHttpTransport
+from .transport.headers import mesh_lines
+from .transport.limits import HttpLimits
+
+if TYPE_CHECKING:
+    from .endpoint import Endpoint
+    from .identity.credentials import ClientTls
+    from .runtime import Runtime
+    from .stack import Service
+    from .telemetry.metrics import Metrics
+    from .telemetry.tracing import Tracing
+
+
+class Owner(Protocol):
+    """What a scope needs of the engine."""
+
+    service: str
+    anonymous: bool
+    metrics: Metrics
+    tracing: Tracing
+
+    def plan(self, given: str) -> ServicePlan | UnknownService:
+        """The plan in force."""
+
+    def client_tls(self, service: str) -> ClientTls:
+        """How to reach a service over mTLS, or IdentityError."""
+
+
+class _Scope:
+    """What both kinds share: bound services by name, bound again when their plan changes."""
+
+    runtime: Runtime
+    transport: AsyncHttpTransport | BlockingHttpTransport
+
+    def __init__(self, owner: Owner) -> None:
+        self.owner, self.metrics, self.tracing, self.source = owner, owner.metrics, owner.tracing, owner.service
+        self._bound: dict[str, tuple[object, Service]] = {}
+
+    def service(self, given: str) -> Service:
+        """The client stack of a service under the policy in force."""
+        plan = self.owner.plan(given)
+        bound = self._bound.get(given)
+        if bound is None or bound[0] is not plan:
+            bound = self._bound[given] = (plan, self._bind(plan))
+        return bound[1]
+
+    def _bind(self, plan: ServicePlan | UnknownService) -> Service:
+        if isinstance(plan, UnknownService):
+            return _refuse(plan)
+        # In TLS 1.3 the server refuses only after the request was sent, and the refusal is easily lost: say it here.
+        return _nameless(plan.service) if self.owner.anonymous and plan.strict else bind(plan, self)
+
+    def leaf(self, backend: BackendPlan, endpoint: Endpoint) -> Service:
+        """What sends to one endpoint. The caller's name goes along only where no certificate says it."""
+        now, strict = self.runtime.now, backend.strict
+        source = "" if strict else self.source
+        return self.transport.leaf(
+            endpoint,
+            backend.pool,
+            self.owner.client_tls(backend.service) if strict else None,
+            lambda call: mesh_lines(call, now(), source),
+            HttpLimits(body_bytes=backend.max_response_body),
+        )
+
+    def abandon(self) -> None:
+        """Forget every connection without a byte to anybody."""
+        self._bound.clear()
+        self.transport.abandon()
+
+
+class LoopScope(_Scope):
+    """The connections of one event loop. Used on that loop; `retire` and `close_from_anywhere` from any thread."""
+
+    transport: AsyncHttpTransport
+
+    def __init__(self, owner: Owner, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(owner)
+        self.loop, self.runtime = loop, EventLoopRuntime()
+        self.transport = AsyncHttpTransport(limits=HttpLimits(), rng=self.runtime.rng, now=self.runtime.now, loop=loop)
+
+    def retire(self, keep: Collection[str]) -> None:
+        """Let go of the connections to addresses that are not in `keep`."""
+        self._on_loop(lambda: self.transport.retire(keep))
+
+    def close_from_anywhere(self) -> None:
+        """Close every connection, on the loop; nothing waits for it."""
+        self._on_loop(lambda: self.transport.retire(()))
+
+    async def aclose(self) -> None:
+        """Close every connection and wait for it."""
+        await self.transport.aclose()
+
+    def _on_loop(self, action: object) -> None:
+        try:
+            self.loop.call_soon_threadsafe(action)  # type: ignore[arg-type]
+        except RuntimeError:  # the loop is closed, and its connections with it
+            self.abandon()
+
+
+class ThreadScope(_Scope):
+    """The connections that the threads of a process share."""
+
+    transport: BlockingHttpTransport
+
+    def __init__(self, owner: Owner) -> None:
+        super().__init__(owner)
+        self.runtime = BlockingRuntime()
+        self.transport = BlockingHttpTransport(limits=HttpLimits(), rng=self.runtime.rng, now=self.runtime.now)
+
+    def retire(self, keep: Collection[str]) -> None:
+        """Let go of the connections to addresses that are not in `keep`."""
+        self.transport.retire(keep)
+
+    def close(self) -> None:
+        """Close every connection."""
+        self.transport.close()
+
+
+def _nameless(service: str) -> Service:
+    async def refuse(call: Call) -> Reply:
+        raise IdentityError(
+            f"{service!r} is strict: it asks for a certificate, and this process has no name to get one for; "
+            "give it one: Mesh('orders'), or MESHLIB_SERVICE"
+        )
+
+    return refuse
+
+
+def _refuse(error: UnknownService) -> Service:
+    async def refuse(call: Call) -> Reply:
+        raise UnknownService(error.service, suggestions=error.suggestions)
+
+    return refuse

@@ -1,0 +1,145 @@
+"""`check`, `schema`, `explain`, as a user types them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import jsonschema
+from click.testing import CliRunner, Result
+
+from meshlib.cli import meshlib
+from meshlib.config.problems import MAX_PROBLEMS
+
+GOOD = """\
+version: 1
+mesh: shop
+services:
+  orders: {}
+  inventory:
+    endpoints: [{static: ["127.0.0.1:18801", {address: "127.0.0.1:18802", labels: {version: "2"}}]}]
+    subsets: {v2: {version: "2"}}
+    routes:
+      - name: beta
+        matches: [{path: {prefix: /items}, headers: {x-beta: "1"}}]
+        backends: [{subset: v2}]
+        timeout: 500ms
+      - name: main
+        matches: [{path: {prefix: /items}}]
+"""
+FIVE_MISTAKES = """\
+version: 2
+mesh: Shop!
+defaults:
+  timeuot: 2s
+services:
+  inventory:
+    endpoints: [{static: ["127.0.0.1"]}]
+    routes:
+      - name: main
+        backends: [{subset: v9, weight: 1}]
+"""
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(meshlib, list(arguments), catch_exceptions=False)
+
+
+def written(folder: Path, text: str) -> str:
+    file = folder / "mesh.yaml"
+    file.write_text(text)
+    return str(file)
+
+
+def test_a_good_file_is_ok_with_its_counts(tmp_path: Path) -> None:
+    """One line on stdout, nothing on stderr, exit code 0."""
+    file = written(tmp_path, GOOD)
+    result = run("check", file)
+    assert result.exit_code == 0
+    assert result.stdout.startswith(f"{file}: ok: mesh shop, 2 services, 2 endpoints, 2 routes, version ")
+    assert result.stderr == ""
+
+
+def test_every_mistake_is_printed_with_its_place_and_then_their_number(tmp_path: Path) -> None:
+    """Five mistakes, five lines as file:line:column: path: sentence, in the order of the file, and a count."""
+    file = written(tmp_path, FIVE_MISTAKES)
+    result = run("check", file)
+    *lines, count = result.stderr.splitlines()
+    assert result.exit_code == 1
+    assert [line.removeprefix(f"{file}:").split(": ")[:2] for line in lines] == [
+        ["1:10", "version"],
+        ["2:7", "mesh"],
+        ["4:3", "defaults.timeuot"],
+        ["7:27", "services.inventory.endpoints[0].static[0]"],
+        ["10:29", "services.inventory.routes[0].backends[0].subset"],
+    ]
+    assert "did you mean 'timeout'?" in lines[2]
+    assert count == f"{file}: 5 problems"
+    assert result.stdout == ""
+
+
+def test_the_same_as_data(tmp_path: Path) -> None:
+    """`--json` prints one document with ok and the problems, on stdout alone."""
+    bad = run("check", written(tmp_path, FIVE_MISTAKES), "--json")
+    assert bad.exit_code == 1
+    assert bad.stderr == ""
+    found = json.loads(bad.stdout)
+    assert found["ok"] is False
+    assert [(p["line"], p["column"]) for p in found["problems"]] == [(1, 10), (2, 7), (4, 3), (7, 27), (10, 29)]
+    good = json.loads(run("check", written(tmp_path, GOOD), "--json").stdout)
+    assert (good["ok"], good["services"], good["endpoints"], good["routes"]) == (True, 2, 2, 2)
+
+
+def test_what_cannot_be_read_is_one_problem(tmp_path: Path) -> None:
+    """An empty directory is no mesh: exit code 1 with a sentence, also as data; no such path at all is wrong usage."""
+    assert run("check", str(tmp_path)).exit_code == 1
+    assert json.loads(run("check", str(tmp_path), "--json").stdout)["problems"][0]["message"]
+    assert run("check", str(tmp_path / "none.yaml")).exit_code == 2
+
+
+def test_the_count_of_very_many_problems_is_not_a_lie(tmp_path: Path) -> None:
+    """Beyond the bound the rest is not listed, and the last line does not pretend to know them all."""
+    fields = "".join(f"unknown{i}: 1\n" for i in range(MAX_PROBLEMS + 5))
+    result = run("check", written(tmp_path, "version: 1\nmesh: shop\n" + fields))
+    assert result.stderr.splitlines()[-1].endswith(f": more than {MAX_PROBLEMS} problems")
+
+
+def test_the_schema_is_json_and_takes_a_good_file() -> None:
+    """It can be given to an editor as it is, with and without --json."""
+    schema = json.loads(run("schema").stdout)
+    assert schema == json.loads(run("schema", "--json").stdout)
+    jsonschema.validate({"version": 1, "mesh": "shop"}, schema)
+
+
+def test_explain_says_where_a_call_goes(tmp_path: Path) -> None:
+    """Method, path and headers decide the route, as they do in production."""
+    file = written(tmp_path, GOOD)
+    asked = json.loads(
+        run("explain", file, "inventory", "--path", "/items/7?a=b", "--header", "X-Beta=1", "--source", "orders", "--json").stdout
+    )  # fmt: skip
+    assert asked["matched"]["route"] == "beta"
+    assert [(b["subset"], b["weight"]) for b in asked["backends"]] == [("v2", 1)]
+    assert asked["timeout_s"] == 0.5
+    text = run("explain", file, "inventory", "--path", "/items/7")
+    assert text.exit_code == 0
+    assert "route      main" in text.stdout
+
+
+def test_explain_says_no_with_exit_code_1(tmp_path: Path) -> None:
+    """No route, no such service, a bad file: each says what it is."""
+    file = written(tmp_path, GOOD)
+    nowhere = run("explain", file, "inventory", "--path", "/other")
+    assert (nowhere.exit_code, "404" in nowhere.stdout) == (1, True)
+    unknown = run("explain", file, "inventroy")
+    assert unknown.exit_code == 1
+    assert "did you mean 'inventory'?" in unknown.stderr
+    bad = run("explain", written(tmp_path, FIVE_MISTAKES), "inventory")
+    assert (bad.exit_code, len(bad.stderr.splitlines())) == (1, 5)
+
+
+def test_explain_refuses_what_is_no_call(tmp_path: Path) -> None:
+    """Wrong usage is exit code 2 and names the option."""
+    file = written(tmp_path, GOOD)
+    for wrong, option in (("--header=x-beta", "--header"), ("--header==1", "--header"), ("--path=items", "--path")):
+        result = run("explain", file, "inventory", wrong)
+        assert (result.exit_code, option in result.stderr) == (2, True), wrong

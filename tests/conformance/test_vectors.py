@@ -1,0 +1,88 @@
+"""The vectors of other projects through `adapters.run`, with a figure per key. Skipped where the folder is absent."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .adapters import CHECKS, EXCEPTIONS, entry_id, run
+
+FOLDER = Path(__file__).resolve().parents[2] / "../shared/conformance"
+SHARE_MAX = 0.05
+
+
+def entries(name: str) -> list[dict[str, Any]]:
+    """Every entry of `file.key`, or a visible skip."""
+    file, _, key = name.partition(".")
+    path = FOLDER / f"{file}.json"
+    if not path.exists():
+        pytest.skip(f"the vectors {path.name} are not beside the project")
+    found = json.loads(path.read_text())[key]
+    return found if isinstance(found, list) else found["cases"]
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_vectors(name):
+    """Every entry comes out as it expects; None only where that is contested, or excepted by name."""
+    results = {index: (entry_id(entry), run(name, entry)) for index, entry in enumerate(entries(name))}
+    outcomes = [outcome for _, outcome in results.values()]
+    print(f"{name}: {outcomes.count(True)} of {len(outcomes)} as expected, {outcomes.count(None)} undecided")
+    assert [shown for shown, outcome in results.values() if outcome is False] == []
+    for entry, (shown, outcome) in zip(entries(name), results.values(), strict=True):
+        contested = entry.get("valid", True) is None
+        assert (outcome is None) is (contested or shown in EXCEPTIONS.get(name, {})), shown
+
+
+def test_exceptions_are_few_and_real():
+    """Each names an entry that exists and has a reason; together at most 5 % of the entries."""
+    everything = [(name, entry_id(entry)) for name in CHECKS for entry in entries(name)]
+    excepted = [(name, shown) for name, reasons in EXCEPTIONS.items() for shown in reasons]
+    print(f"{len(excepted)} exceptions of {len(everything)} entries")
+    assert set(excepted) <= set(everything)
+    assert all(reason.strip() for reasons in EXCEPTIONS.values() for reason in reasons.values())
+    assert len(excepted) <= SHARE_MAX * len(everything)
+
+
+def wrong(name: str, entry: dict[str, Any]) -> dict[str, Any]:
+    """The same entry with the opposite expectation."""
+    opposite = {
+        "misc.retry_after": {"delay_s": 12345, "accept": None},
+        "misc.retry_budget": {"expect_retried": -5, "valid": entry.get("valid") is False},
+        "misc.breaker": {"state": "nonsense"},
+        "misc.envoy_backoff": {"max_exclusive_ms": entry.get("max_exclusive_ms", 0) * 2},
+        "traceparent.propagation": {"expect": {"trace_id": "0" * 32, "outgoing_traceparent_valid": True}},
+        "spiffe_ids.matchers": {"match": not entry.get("match")},
+    }.get(name, {"valid": not entry.get("valid")})
+    return {key: value for key, value in {**entry, **opposite}.items() if value is not None}
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_an_adapter_can_say_no(name):
+    """The first entry with its expectation turned round is False: no adapter agrees with everything."""
+    entry = entries(name)[0]
+    assert run(name, entry) is True
+    assert run(name, wrong(name, entry)) is False
+
+
+def test_it_is_importable_from_any_folder(tmp_path):
+    """By its path alone, from a folder that has nothing."""
+    before = Path.cwd()
+    os.chdir(tmp_path)
+    try:
+        spec = importlib.util.spec_from_file_location("adapters", Path(__file__).with_name("adapters.py"))
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        assert module.run("misc.durations_gep2257", {"in": "1h", "valid": True, "ms": 3_600_000, "canonical": "1h"})
+    finally:
+        os.chdir(before)
+
+
+def test_an_unknown_name_is_an_error():
+    """Nothing is silently passed."""
+    with pytest.raises(KeyError):
+        run("misc.nonsense", {})

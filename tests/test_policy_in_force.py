@@ -1,0 +1,130 @@
+"""An edit of mesh.yaml: what changes, what stays, and what a broken one does."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from meshlib import Mesh
+from meshlib.destination import ServicePlan
+
+TEXT = """\
+version: 1
+mesh: shop
+defaults: {mtls: disabled}
+services:
+  inventory:
+    timeout: TIMEOUT
+    endpoints: [{static: ADDRESSES}]
+    subsets: {v1: {version: "1"}}
+    limits: {max_response_body: 1KiB}
+"""
+
+
+def written(folder: Path, timeout: str = "1s", addresses: str = '["127.0.0.1:1001", "127.0.0.1:1002"]') -> Path:
+    path = folder / "mesh.yaml"
+    path.write_text(TEXT.replace("TIMEOUT", timeout).replace("ADDRESSES", addresses))
+    return path
+
+
+def plan_of(mesh: Mesh) -> ServicePlan:
+    plan = mesh._engine.plan("inventory")
+    assert isinstance(plan, ServicePlan)
+    return plan
+
+
+def metric(mesh: Mesh, name: str) -> str:
+    return next(line for line in mesh._engine.metrics.render().splitlines() if line.startswith(name)).split()[-1]
+
+
+def test_an_edit_is_in_force_and_what_was_learned_stays(tmp_path: Path) -> None:
+    """New numbers, the same nodes for the same addresses, the lost one gone."""
+    with Mesh("orders", written(tmp_path)) as mesh:
+        before, version = plan_of(mesh), metric(mesh, "meshlib_policy_version")
+        first = before.backends[0][0].cluster.nodes[0]
+        first.ewma.observe(0.5, 1.0)
+        written(tmp_path, "2s", '["127.0.0.1:1001", "127.0.0.1:1003"]')
+        assert mesh._engine.reload()
+        after = plan_of(mesh)
+        assert after.routes[0].timeout_s == 2.0
+        assert before.routes[0].timeout_s == 1.0, "a plan in use was changed"
+        assert after.backends[0][0].cluster.nodes[0] is first
+        assert [node.endpoint.port for node in after.backends[0][0].cluster.nodes] == [1001, 1003]
+        assert {port for _, port in mesh._engine._learned._nodes} == {"127.0.0.1:1001", "127.0.0.1:1003"}
+        assert metric(mesh, "meshlib_policy_version") != version
+        assert 'endpoint="127.0.0.1:1002"' not in mesh._engine.metrics.render()
+
+
+def test_a_broken_edit_changes_nothing_and_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Counted, logged with its place, and the next good edit is taken."""
+    path = written(tmp_path)
+    with Mesh("orders", path) as mesh:
+        before, version = plan_of(mesh), metric(mesh, "meshlib_policy_version")
+        assert metric(mesh, "meshlib_policy_rejected_total") == "0"
+        path.write_text(path.read_text().replace("timeout: 1s", "timeout: soon"))
+        with caplog.at_level(logging.ERROR, "meshlib"):
+            assert not mesh._engine.reload()
+        assert "mesh.yaml:6:14: services.inventory.timeout" in caplog.text
+        assert plan_of(mesh) is before
+        assert metric(mesh, "meshlib_policy_version") == version
+        assert metric(mesh, "meshlib_policy_rejected_total") == "1"
+        written(tmp_path, "3s")
+        assert mesh._engine.reload()
+        assert plan_of(mesh).routes[0].timeout_s == 3.0
+
+
+def test_an_edit_that_says_the_same_changes_nothing(tmp_path: Path) -> None:
+    """A comment is no new policy."""
+    path = written(tmp_path)
+    with Mesh("orders", path) as mesh:
+        before = plan_of(mesh)
+        path.write_text("# a comment\n" + path.read_text())
+        assert not mesh._engine.reload()
+        assert plan_of(mesh) is before
+
+
+def test_a_bootstrap_field_waits_for_the_next_start(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The policy of the same edit is taken; the field is named."""
+    path = written(tmp_path)
+    with Mesh("orders", path) as mesh:
+        path.write_text(path.read_text().replace("mesh: shop", "mesh: store").replace("timeout: 1s", "timeout: 4s"))
+        with caplog.at_level(logging.WARNING, "meshlib"):
+            assert mesh._engine.reload()
+        assert "mesh, trust_domain will be in force when this process starts again" in caplog.text
+        assert plan_of(mesh).routes[0].timeout_s == 4.0
+
+
+def test_the_limit_of_a_reply_is_the_services_own(tmp_path: Path) -> None:
+    """`limits.max_response_body` reaches the plan that leaves are bound with."""
+    with Mesh("orders", written(tmp_path)) as mesh:
+        assert plan_of(mesh).backends[0][0].max_response_body == 1024
+
+
+def test_an_edit_to_strict_gets_an_identity_before_it_is_in_force(tmp_path: Path) -> None:
+    """A process that began in plaintext has a certificate from then on, and calls nobody without."""
+    with Mesh("orders", written(tmp_path)) as mesh:
+        assert mesh._engine.credentials is None
+        assert not mesh._engine.strict
+        path = tmp_path / "mesh.yaml"
+        path.write_text(path.read_text().replace("mtls: disabled", "mtls: strict"))
+        assert mesh._engine.reload()
+        assert mesh._engine.strict
+        assert plan_of(mesh).backends[0][0].strict
+        assert mesh._engine.client_tls("inventory.default").expected == "spiffe://shop.dev/ns/default/sa/inventory"
+
+
+def test_an_edit_that_needs_an_identity_that_cannot_be_had_is_refused(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The state_dir is open to others: the edit is reported, and the last good policy stays."""
+    (tmp_path / ".meshlib").mkdir(mode=0o755)
+    with Mesh("orders", written(tmp_path)) as mesh:
+        path = tmp_path / "mesh.yaml"
+        path.write_text(path.read_text().replace("mtls: disabled", "mtls: strict"))
+        with caplog.at_level(logging.ERROR, "meshlib"):
+            assert not mesh._engine.reload()
+        assert "chmod 700" in caplog.text
+        assert not mesh._engine.strict
+        assert not plan_of(mesh).backends[0][0].strict
