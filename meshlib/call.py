@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from .endpoint import Endpoint
     from .errors import MeshError
-    from .policy.retry import Schedule
 
 FOREVER = 1e18
 """A deadline that never comes, in monotonic seconds."""
@@ -39,6 +38,30 @@ class ReplyStream(Protocol):
 
     async def aclose(self) -> None:
         """Give it up: a body not read to its end closes its connection. Idempotent."""
+
+
+class Schedule(Protocol):
+    """When to try again, as one call asks it: in the place of the policy's back-off, within all of the policy's limits.
+
+    It is asked only about a failure that the policy lets be tried again, so it can only narrow.
+    """
+
+    def delay_s(
+        self,
+        number: int,
+        elapsed_s: float,
+        outcome: Reply | MeshError,
+        rng: Any,
+        *,
+        idle_s: float,
+        backoff_s: float,
+        asked_s: float,
+    ) -> float | None:
+        """Seconds until the next attempt, ≥ 0 and a number; None: there is none. Never raises.
+
+        `number` of the attempt that failed, from 1. `elapsed_s` since the call began, of which `idle_s` were spent
+        between attempts. `backoff_s`: what the policy would wait. `asked_s`: what the reply asked for; it is kept to.
+        """
 
 
 class PhaseTimeouts:

@@ -19,9 +19,9 @@ from .errors import ConfigError
 if TYPE_CHECKING:
     import httpx
 
+    from .call import Schedule
     from .config import MeshConfig
     from .host import ServerHost
-    from .policy.retry import Schedule
     from .transport.asgi import MeshAsgi
     from .transport.handlers import Handlers
     from .transport.wsgi import MeshWsgi

@@ -13,7 +13,7 @@ Sources: gRFC A6 (commit rules), Envoy `retry_on`, Finagle (budget), Kitex (chai
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from ..call import Call, Reply
 from ..errors import DeadlineExceeded, IdentityError, MeshError, NoHealthyEndpoint, TransportError
@@ -23,7 +23,7 @@ from .retry_after import retry_after_s
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ..runtime import Lock, Rng, Runtime
+    from ..runtime import Lock, Runtime
     from ..stack import Service
     from .budget import RetryBudget
 
@@ -94,30 +94,6 @@ class RetryPolicy:
         else:
             return ""
         return None if wanted else "retry_on does not name this failure"
-
-
-class Schedule(Protocol):
-    """When to try again, as one call asks it: in the place of the policy's back-off, within all of the policy's limits.
-
-    It is asked only about a failure that the policy lets be tried again, so it can only narrow.
-    """
-
-    def delay_s(
-        self,
-        number: int,
-        elapsed_s: float,
-        outcome: Reply | MeshError,
-        rng: Rng,
-        *,
-        idle_s: float,
-        backoff_s: float,
-        asked_s: float,
-    ) -> float | None:
-        """Seconds until the next attempt, ≥ 0 and a number; None: there is none. Never raises.
-
-        `number` of the attempt that failed, from 1. `elapsed_s` since the call began, of which `idle_s` were spent
-        between attempts. `backoff_s`: what the policy would wait. `asked_s`: what the reply asked for; it is kept to.
-        """
 
 
 class Retry:

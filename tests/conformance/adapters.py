@@ -8,8 +8,13 @@ up by the current folder: it runs wherever meshlib is installed. One function pe
 from __future__ import annotations
 
 import asyncio
+import base64
 import datetime as dt
+import functools
+import queue
 import random
+import socket
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -317,7 +322,117 @@ class _Certificates:
         return builder.sign(signing, hashes.SHA256()), key
 
 
+# http_malformed.json: over real sockets, as strangers would send it
+
+
+class Wire:
+    """A server of ours that counts what its application saw, and a peer that answers our client with given bytes."""
+
+    def __init__(self) -> None:
+        from meshlib import Mesh
+        from meshlib.transport.serving import MeshServer
+
+        plain = {"version": 1, "mesh": "vectors", "defaults": {"mtls": "disabled", "retries": {"max_retries": 0}}}
+        self.seen, self.script, self.accepted = 0, b"", 0
+        listening: queue.SimpleQueue[str] = queue.SimpleQueue()
+        host = Mesh("target", plain)._own_host()
+        server = MeshServer(self._application, host, on_listening=listening.put)
+        threading.Thread(target=server.run, daemon=True).start()
+        name, _, port = listening.get(timeout=30).rpartition(":")
+        self.server = (name, int(port))
+        peer = socket.create_server(("127.0.0.1", 0))
+        threading.Thread(target=self._answer, args=(peer,), daemon=True).start()
+        address = f"127.0.0.1:{peer.getsockname()[1]}"
+        self.caller = Mesh("caller", {**plain, "services": {"peer": {"endpoints": [{"static": [address]}]}}})
+
+    async def _application(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            raise NotImplementedError  # no lifespan: the adapter takes that for an answer
+        self.seen += 1
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+        await send({"type": "http.response.body", "body": b"ok"})
+
+    def _answer(self, peer: socket.socket) -> None:
+        while True:
+            connection, _ = peer.accept()
+            self.accepted += 1
+            with connection:
+                data = b""
+                while not data.endswith(b"\r\n\r\n") and (more := connection.recv(65536)):
+                    data += more
+                connection.sendall(self.script)
+                connection.shutdown(socket.SHUT_WR)
+                while connection.recv(65536):
+                    pass
+
+    def talk(self, data: bytes, patience_s: float = 1.0) -> bytes | None:
+        """What our server says to these bytes until it closes or is silent for so long; None: not a word."""
+        with socket.create_connection(self.server, 5) as connection:
+            connection.settimeout(patience_s)
+            connection.sendall(data)
+            answer = b""
+            try:
+                while more := connection.recv(65536):
+                    answer += more
+            except ConnectionResetError:
+                pass
+            except TimeoutError:
+                return answer or None
+            return answer
+
+    def call(self, script: bytes) -> bool:
+        """Did our client end the call, by an error or a whole response, and not use the connection again?"""
+        import httpx
+
+        for self.script in (script, b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"):
+            before = self.accepted
+            try:
+                status = self.caller.sync_client("peer").get("/", timeout=2).status_code
+            except httpx.TimeoutException:
+                return False
+            except httpx.HTTPError:
+                status = 0
+        return status == 200 and self.accepted == before + 1
+
+
+@functools.cache
+def wire() -> Wire:
+    return Wire()
+
+
+def malformed(entry: Entry) -> bool:
+    data, line = base64.b64decode(entry["bytes_b64"]), wire()
+    if entry["kind"] == "response":
+        return line.call(data)
+    before = line.seen
+    answer = line.talk(data, 0.1 if entry["accept"] else 1.0)
+    untouched = line.seen == before
+    alive = (line.talk(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n") or b"").endswith(b"ok")
+    if entry["accept"]:
+        return alive
+    refused = answer == b"" or (answer or b"")[:12] in (b"HTTP/1.1 400", b"HTTP/1.1 431", b"HTTP/1.1 501")
+    return alive and untouched and refused
+
+
+def header_fields(entry: Entry) -> bool:
+    """Sent by our client: refused here (LocalProtocolError), before a byte left."""
+    import httpx
+
+    line = wire()
+    line.script, before = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok", line.accepted
+    fields = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in entry["headers"]]
+    try:
+        line.caller.sync_client("peer").get("/", headers=fields)
+    except (httpx.LocalProtocolError, UnicodeEncodeError):  # httpx itself refuses a name that is not ASCII
+        return line.accepted == before and (
+            entry["valid"] is False or "rejecting" in str(entry) or "same" in str(entry)
+        )
+    return entry["valid"] is True
+
+
 CHECKS: dict[str, Callable[[Entry], bool | None]] = {
+    "http_malformed.http1": malformed,
+    "http_malformed.header_validation": header_fields,
     "misc.retry_after": retry_after,
     "misc.retry_budget": retry_budget,
     "misc.breaker": breaker,

@@ -51,6 +51,7 @@ def test_exceptions_are_few_and_real():
 def wrong(name: str, entry: dict[str, Any]) -> dict[str, Any]:
     """The same entry with the opposite expectation."""
     opposite = {
+        "http_malformed.http1": {"accept": not entry.get("accept")},
         "misc.retry_after": {"delay_s": 12345, "accept": None},
         "misc.retry_budget": {"expect_retried": -5, "valid": entry.get("valid") is False},
         "misc.breaker": {"state": "nonsense"},
