@@ -31,7 +31,8 @@ DOCS = Path(__file__).resolve().parent
 PACKAGE = Path(meshlib.__file__).parent
 
 _NO_BOUNDS = {
-    "ALARM_AT", "BACKDATE_S", "CLIENT_FAILED_FROM", "DECAY_S", "ENCODED", "FAILURE_S", "FOREVER", "LARGE_MEMBER_CHARS",
+    "ALARM_AT", "ALIKE", "BACKDATE_S", "BODY_PIECE", "LINGER_STEP_S", "SIMILAR",
+     "CLIENT_FAILED_FROM", "DECAY_S", "ENCODED", "FAILURE_S", "FOREVER", "LARGE_MEMBER_CHARS",
     "LOCATION", "NO", "POLICY_VIOLATION", "REFUSED", "RENEW_AT", "RENEW_JITTER", "SERVER_FAILED_FROM", "SET_COOKIE",
     "SLICES", "STALL_S", "STEP", "UNKNOWN_COST",
 }  # fmt: skip
@@ -53,6 +54,8 @@ _AT_THE_BOUND = {
     "PeerProtocol.KEEP_ALIVE_S": "Seconds that a connection may lie idle after a response; then it is closed.",
     "PeerProtocol.PIPELINED_MAX": "Requests that wait behind the one being served, on one connection; one more is 400.",
     "PeerProtocol.TARGET_BYTES_MAX": "Bytes of the request target; more is 414.",
+    "PeerProtocol.WRITE_BYTES_PER_S_MIN": "Bytes per second of a response that a peer must take, or is cut off.",
+    "PeerProtocol.WRITE_STRETCH_S": "Seconds over which the speed of a slow reader is measured.",
     "STOP_WITHIN_S": "Seconds that `close` waits for the background thread.",
     "TRACESTATE_MEMBERS_MAX": "A `tracestate` with more members is discarded.",
     "admin.REQUEST_BYTES_MAX": "Bytes of a request to the admin port that are read; it just ends there.",

@@ -79,6 +79,14 @@ class ServicePlan:
             for node in backend.cluster.nodes
         }
 
+    def budgets(self) -> set[tuple[str, float, float]]:
+        """The terms of the retry budgets that its calls draw on: service, percent, minimum per second."""
+        return {
+            (backend.service, backend.policy.retries.budget_percent, backend.policy.retries.budget_min_per_second)
+            for backends in self.backends
+            for backend in backends
+        }
+
 
 class Scope(Protocol):
     """Where a plan is bound: one event loop, or the threads of the process. It owns the connections."""

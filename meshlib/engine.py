@@ -13,8 +13,8 @@ connection of its parent.
 from __future__ import annotations
 
 import asyncio
-import difflib
 import logging
+import math
 import os
 import threading
 import time
@@ -29,8 +29,7 @@ from .agent import Agent, FileWatch
 from .config import MeshConfig, config_of
 from .config.effective import effective
 from .config.fields import canonical_name, is_label
-from .destination import ServicePlan, compile_service
-from .errors import ConfigError, IdentityError, UnknownService
+from .errors import ConfigError, IdentityError
 from .identity.credentials import Credentials
 from .identity.dev import DevSource
 from .identity.spiffe import SpiffeId
@@ -38,6 +37,7 @@ from .learned import Learned
 from .policy.node import STATES, Node
 from .runtime.event_loop import EventLoopRuntime
 from .scopes import LoopScope, ThreadScope
+from .snapshot import Snapshot
 from .telemetry.metrics import Metrics
 from .telemetry.provider import setup_provider
 from .telemetry.tracing import Tracing
@@ -45,6 +45,8 @@ from .telemetry.tracing import Tracing
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
 
+    from .destination import ServicePlan
+    from .errors import UnknownService
     from .identity.credentials import ClientTls
     from .interop.pybreaker import Circuits
 
@@ -56,24 +58,12 @@ STORAGE_LOOK_S = 0.5
 """How often what breakers keep in a storage is written and read."""
 RENEWAL_LOOK_S = 0.5
 """How often the agent asks whether the identity has to be renewed."""
-PLANS_MAX = 4096
-"""Services that one process calls; beyond, the oldest plan is made again when it is needed."""
+IDENTITY_AGAIN_S = 1.0
+"""An edit that needs an identity which cannot be had is tried again after so long."""
 BOOTSTRAP = ("mesh", "trust_domain", "identity", "state_dir", "admin", "telemetry")
 """The fields that a process reads once."""
 
 _ENGINES: WeakSet[Engine] = WeakSet()
-
-
-class Policy:
-    """A configuration in force: what it says of `service` itself, and the plans compiled from it so far."""
-
-    __slots__ = ("config", "max_request_body", "plans", "strict", "version")
-
-    def __init__(self, config: MeshConfig, service: str) -> None:
-        self.config, self.version = config, config.version_number
-        own = effective(config, service)
-        self.strict, self.max_request_body = own.mtls == "strict", own.limits.max_request_body
-        self.plans: dict[str, ServicePlan | UnknownService] = {}
 
 
 class Surroundings:
@@ -135,7 +125,7 @@ class Engine:
         self._storage_agent: Agent | None = None
         self.provider: TracerProvider | None = None
         self._learned = Learned(EventLoopRuntime().lock, None if self.circuits is None else self.circuits.node)
-        self._renewal_due = 0.0
+        self._renewal_due, self._reload_due, self._reported = 0.0, math.inf, ""
         self._gauges: dict[tuple[str, str], list[Callable[[], None]]] = {}
 
     # Life
@@ -147,8 +137,7 @@ class Engine:
         with self._lock:
             if self.started:
                 return
-            if self.closed:
-                raise RuntimeError("this Mesh is closed; make a new one")
+            self._check_open()
             config = self._read()
             self.service = self._own_name()
             self.namespace = self.service.partition(".")[2]
@@ -156,7 +145,7 @@ class Engine:
             self.trust_domain = config.trust_domain
             self.state_dir = config.directory / (os.environ.get("MESHLIB_STATE_DIR") or config.state_dir)
             self.tracing = Tracing(config.telemetry.tracing.sample, EventLoopRuntime().rng)
-            self.policy = Policy(config, self.service)
+            self.policy = self.snapshot(config)
             self.metrics.gauge("meshlib_policy_version", {"resource": "mesh.yaml"}, lambda: self.policy.version)
             self.metrics.counter("meshlib_policy_rejected_total", {"resource": "mesh.yaml"})
             self.surroundings.begin(self)
@@ -193,9 +182,13 @@ class Engine:
 
     async def aclose(self) -> None:
         """The same, also waiting for this event loop's connections to be gone."""
-        mine = self.loops.pop(id(asyncio.get_running_loop()), None)
-        self.close()
-        if mine is not None:
+        loop = asyncio.get_running_loop()
+        mine = self.loops.get(id(loop))
+        if self._agent is None and self.provider is None:
+            self.close()
+        else:
+            await asyncio.to_thread(self.close)  # it joins threads, and may send the last spans
+        if mine is not None and mine.loop is loop:
             await mine.aclose()
 
     def after_fork(self) -> None:
@@ -262,9 +255,9 @@ class Engine:
     # What the agent does
 
     def _tick(self) -> None:
-        if self._watch.changed():
-            self.reload()
         now = time.monotonic()
+        if self._watch.changed() or now >= self._reload_due:
+            self.reload()
         if self.credentials is not None and now >= self._renewal_due:
             self._renewal_due = now + RENEWAL_LOOK_S
             self.credentials.refresh()
@@ -276,17 +269,28 @@ class Engine:
 
     def reload(self) -> bool:
         """Read the configuration again and put it in force, or report why not. True when something changed."""
+        self._reload_due = math.inf
         try:
             config = self._read()
-            self._watch.follow(self._watched(config))
-            if config.version_number == self.policy.version:
-                return False
+        except ConfigError as error:
+            self._rejected(error)
+            return False
+        self._watch.follow(self._watched(config))
+        if config.version_number == self.policy.version:
+            return False
+        try:
             self.put_in_force(config)
         except ConfigError as error:
-            self.metrics.counter("meshlib_policy_rejected_total", {"resource": "mesh.yaml"}).add()
-            logger.error("the edited mesh.yaml is not used, the last good one stays in force:\n%s", error)
+            self._reload_due = time.monotonic() + IDENTITY_AGAIN_S
+            self._rejected(error)
             return False
         return True
+
+    def _rejected(self, error: ConfigError) -> None:
+        if str(error) != self._reported:
+            self._reported = str(error)
+            self.metrics.counter("meshlib_policy_rejected_total", {"resource": "mesh.yaml"}).add()
+            logger.error("the edited mesh.yaml is not used, the last good one stays in force:\n%s", error)
 
     def put_in_force(self, config: MeshConfig) -> None:
         """Compile everything that is in use, then swap one reference. ConfigError: it needs an identity that fails."""
@@ -295,46 +299,34 @@ class Engine:
         fixed = [name for name in BOOTSTRAP if getattr(config, name) != getattr(old.config, name)]
         if fixed:
             logger.warning("mesh.yaml: %s will be in force when this process starts again", ", ".join(fixed))
-        new = Policy(config, self.service)
         with self._lock:
-            for name in old.plans:
-                new.plans[name] = self._compiled(new, name)
-            self.policy = new
-            used = set().union(*(plan.endpoints() for plan in new.plans.values() if isinstance(plan, ServicePlan)))
-            self._learned.retain(used)
+            new = self.snapshot(config)
+            for name in old.names():
+                new.plan(name)
+            self.policy, self._reported = new, ""
+            new.retain()
             self._show_nodes()
+            if self.threads is not None:
+                self.threads.retire(new.addresses())
             scopes = [*self.loops.values()]
-            threads = self.threads
-        addresses = {address for _, address in used}
         for scope in scopes:
-            scope.retire(addresses)
-        if threads is not None:
-            threads.retire(addresses)
+            scope.retire(self.addresses)
         logger.info("policy %s is in force", new.version)
+
+    def snapshot(self, config: MeshConfig) -> Snapshot:
+        """What `config` means to this process."""
+        return Snapshot(config, self.service, self._learned, self._lock, self._show_nodes)
 
     # What a call asks
 
     def plan(self, given: str) -> ServicePlan | UnknownService:
         """The plan of a service under the policy in force, by the name that was given."""
-        policy = self.policy
-        return policy.plans.get(given) or self._plan(policy, given)
+        return self.policy.plan(given)
 
-    def _plan(self, policy: Policy, given: str) -> ServicePlan | UnknownService:
+    def addresses(self) -> set[str]:
+        """The endpoints that calls may reach at this moment."""
         with self._lock:
-            plan = self._compiled(policy, given)
-            if len(policy.plans) >= PLANS_MAX:
-                del policy.plans[next(iter(policy.plans))]
-            policy.plans[given] = plan
-            self._show_nodes()
-        return plan
-
-    def _compiled(self, policy: Policy, given: str) -> ServicePlan | UnknownService:
-        service = policy.config.canonical(given, self.namespace)
-        if service is None:
-            known = policy.config.names()
-            close = difflib.get_close_matches(canonical_name(given), known, 3, 0.6)
-            return UnknownService(given, suggestions=[name.removesuffix(".default") for name in close])
-        return compile_service(policy.config, service, self._learned)
+            return self.policy.addresses()
 
     def scope_of_loop(self) -> LoopScope:
         """The connections of the running event loop; starts the mesh on first use."""
@@ -349,17 +341,23 @@ class Engine:
     def _open_loop(self, loop: asyncio.AbstractEventLoop) -> LoopScope:
         self.start()
         with self._lock:
+            self._check_open()
             for key in [key for key, scope in self.loops.items() if scope.loop.is_closed()]:
-                self.loops.pop(key).abandon()
+                self.loops.pop(key).discard()
             scope = self.loops[id(loop)] = self.surroundings.loop_scope(self, loop)
         return scope
 
     def _open_threads(self) -> ThreadScope:
         self.start()
         with self._lock:
+            self._check_open()
             if self.threads is None:
                 self.threads = self.surroundings.thread_scope(self)
             return self.threads
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise RuntimeError("this Mesh is closed; make a new one")
 
     def _show_nodes(self) -> None:
         """Keep one gauge per (node, state) that is in use."""

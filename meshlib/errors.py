@@ -122,7 +122,9 @@ class DeadlineExceeded(MeshError):
 
 
 class IdentityError(MeshError):
-    """The peer is not who it must be, or would not accept who we are. No byte of the request was sent to it."""
+    """The peer is not who it must be: no byte of the request was sent to it. Or it would not accept who we are: TLS 1.3
+    says so only after the request went out, and then `sent` is True.
+    """
 
     kind = "identity"
 

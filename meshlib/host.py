@@ -54,6 +54,12 @@ class ServerHost:
         """Bytes, by the policy in force."""
         return self._engine.policy.max_request_body
 
+    @property
+    def loopback_only(self) -> bool:
+        """The identity is good for connections within this machine only (`dev`)."""
+        credentials = self._engine.credentials
+        return credentials is not None and credentials.loopback_only
+
     def listener(self) -> ssl.SSLContext | None:
         """The TLS context of new connections; None where mTLS is disabled."""
         credentials = self._engine.credentials
@@ -118,9 +124,19 @@ class ServerHost:
             raise ConfigError(f"identity: {{source: dev}} serves on the loopback interface only, not on {host}")
         return host
 
-    def listens_on(self, address: str) -> None:
-        """The server listens; `address` is what others reach it by."""
+    def listens_on(self, address: str, *, fixed: bool = False) -> None:
+        """The server listens; `address` is what others reach it by. `fixed`: the program chose the port, so it can be
+        said at once when the policy leads nobody here.
+        """
         self.listening = address
+        name, config = self._engine.service, self._engine.config
+        known = [endpoint.address for endpoint in config.endpoints(name)] if name in config.names() else None
+        if known is None:
+            logger.warning("%s is not a service of mesh.yaml: nobody can call it by name", name)
+        elif fixed and known and address not in known:
+            logger.warning(
+                "mesh.yaml has %s at %s, not at %s: nobody will call it here", name, ", ".join(known), address
+            )
 
     @property
     def admin_address(self) -> str:

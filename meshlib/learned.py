@@ -28,7 +28,7 @@ class Learned:
         self._make_lock, self._make_node = make_lock, make_node or _node
         self._locks: dict[str, Lock] = {}
         self._nodes: dict[tuple[str, str], Node] = {}
-        self._budgets: dict[str, tuple[tuple[float, float], RetryBudget]] = {}
+        self._budgets: dict[tuple[str, float, float], RetryBudget] = {}
         self._limits: dict[str, Limit] = {}
 
     def lock(self, service: str) -> Lock:
@@ -49,12 +49,12 @@ class Learned:
             return known.updated(endpoint, outlier)
 
     def budget(self, service: str, percent: float, min_per_second: float) -> RetryBudget:
-        """The retry budget of a destination; a changed budget begins anew."""
-        terms = (percent, min_per_second)
-        known = self._budgets.get(service)
-        if known is None or known[0] != terms:
-            known = self._budgets[service] = (terms, RetryBudget(percent, min_per_second))
-        return known[1]
+        """The retry budget of a destination; routes with terms of their own have one of their own."""
+        terms = (service, percent, min_per_second)
+        known = self._budgets.get(terms)
+        if known is None:
+            known = self._budgets[terms] = RetryBudget(percent, min_per_second)
+        return known
 
     def limit(self, service: str, max_requests: int) -> Limit:
         """The concurrency limit of a destination; what is in flight is kept when the limit changes."""
@@ -68,10 +68,12 @@ class Learned:
         """(service, node) of everything that is in use."""
         return [(service, node) for (service, _), node in self._nodes.items()]
 
-    def retain(self, in_use: Collection[tuple[str, str]]) -> None:
-        """Let go of the nodes that no policy names any more; `in_use` has (service, address)."""
-        for key in [key for key in self._nodes if key not in in_use]:
+    def retain(self, nodes: Collection[tuple[str, str]], budgets: Collection[tuple[str, float, float]]) -> None:
+        """Let go of what no policy names any more; `nodes` has (service, address), `budgets` their terms."""
+        for key in [key for key in self._nodes if key not in nodes]:
             del self._nodes[key]
+        for terms in [terms for terms in self._budgets if terms not in budgets]:
+            del self._budgets[terms]
 
 
 def _node(_service: str, endpoint: Endpoint, outlier: OutlierPolicy) -> Node:

@@ -185,7 +185,9 @@ class Mesh:
             own,
             bind=own.bind_address(host),
             port=port,
-            on_listening=lambda address: own.listens_on(advertise or os.environ.get("MESHLIB_ADVERTISE") or address),
+            on_listening=lambda address: own.listens_on(
+                advertise or os.environ.get("MESHLIB_ADVERTISE") or address, fixed=port != 0
+            ),
         ).serve()
 
     def run(self, app: Any = None, host: str | None = None, port: int = 0, advertise: str | None = None) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Protocol
 
 from .call import Call, Reply
@@ -48,19 +48,19 @@ class _Scope:
 
     def __init__(self, owner: Owner) -> None:
         self.owner, self.metrics, self.tracing, self.source = owner, owner.metrics, owner.tracing, owner.service
-        self._bound: dict[str, tuple[object, Service]] = {}
+        self._bound: dict[str, tuple[ServicePlan, Service]] = {}
 
     def service(self, given: str) -> Service:
         """The client stack of a service under the policy in force."""
         plan = self.owner.plan(given)
-        bound = self._bound.get(given)
-        if bound is None or bound[0] is not plan:
-            bound = self._bound[given] = (plan, self._bind(plan))
-        return bound[1]
-
-    def _bind(self, plan: ServicePlan | UnknownService) -> Service:
         if isinstance(plan, UnknownService):
             return _refuse(plan)
+        bound = self._bound.get(plan.service)
+        if bound is None or bound[0] is not plan:
+            bound = self._bound[plan.service] = (plan, self._bind(plan))
+        return bound[1]
+
+    def _bind(self, plan: ServicePlan) -> Service:
         # In TLS 1.3 the server refuses only after the request was sent, and the refusal is easily lost: say it here.
         return _nameless(plan.service) if self.owner.anonymous and plan.strict else bind(plan, self)
 
@@ -92,9 +92,9 @@ class LoopScope(_Scope):
         self.loop, self.runtime = loop, EventLoopRuntime()
         self.transport = AsyncHttpTransport(limits=HttpLimits(), rng=self.runtime.rng, now=self.runtime.now, loop=loop)
 
-    def retire(self, keep: Collection[str]) -> None:
-        """Let go of the connections to addresses that are not in `keep`."""
-        self._on_loop(lambda: self.transport.retire(keep))
+    def retire(self, in_use: Callable[[], Collection[str]]) -> None:
+        """Let go of the connections to addresses that are not in use at the moment when the loop comes to it."""
+        self._on_loop(lambda: self.transport.retire(in_use()))
 
     def close_from_anywhere(self) -> None:
         """Close every connection, on the loop; nothing waits for it."""
@@ -104,11 +104,16 @@ class LoopScope(_Scope):
         """Close every connection and wait for it."""
         await self.transport.aclose()
 
-    def _on_loop(self, action: object) -> None:
+    def _on_loop(self, action: Callable[[], None]) -> None:
         try:
-            self.loop.call_soon_threadsafe(action)  # type: ignore[arg-type]
-        except RuntimeError:  # the loop is closed, and its connections with it
-            self.abandon()
+            self.loop.call_soon_threadsafe(action)
+        except RuntimeError:  # the loop is closed
+            self.discard()
+
+    def discard(self) -> None:
+        """The loop is closed: close what it left open."""
+        self._bound.clear()
+        self.transport.discard()
 
 
 class ThreadScope(_Scope):

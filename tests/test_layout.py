@@ -23,6 +23,7 @@ FILE_LINES_MAX, FUNCTION_LINES_MAX = 500, 70
 LONG_FILES: dict[str, str] = {
     "tests/transport/test_http_leaf.py": "one body of tests run on both runtimes, over one scripted server",
     "tests/transport/test_httpx_parity.py": "one table of httpx's behaviour, row by row",
+    "tests/transport/test_uvicorn.py": "one connection's rules, over one running server",
 }
 """File, relative to the root: why it may be longer."""
 LONG_FUNCTIONS: dict[str, str] = {}

@@ -128,3 +128,43 @@ def test_an_edit_that_needs_an_identity_that_cannot_be_had_is_refused(
         assert "chmod 700" in caplog.text
         assert not mesh._engine.strict
         assert not plan_of(mesh).backends[0][0].strict
+
+
+def test_an_edit_waits_for_an_identity_that_fails_for_a_while(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Reported once; tried again by the agent, and in force as soon as it can be."""
+    (tmp_path / ".meshlib").mkdir(mode=0o755)
+    with Mesh("orders", written(tmp_path)) as mesh:
+        path = tmp_path / "mesh.yaml"
+        path.write_text(path.read_text().replace("mtls: disabled", "mtls: strict"))
+        with caplog.at_level(logging.ERROR, "meshlib"):
+            assert not mesh._engine.reload()
+            assert mesh._engine._reload_due < float("inf")
+            assert not mesh._engine.reload()
+        assert caplog.text.count("is not used") == 1
+        (tmp_path / ".meshlib").chmod(0o700)
+        assert mesh._engine.reload()
+        assert mesh._engine.strict
+        assert mesh._engine._reload_due == float("inf")
+
+
+def test_two_spellings_are_one_plan_and_terms_are_one_budget(tmp_path: Path) -> None:
+    """`inventory` and `inventory.default`; the budget outlives an edit that does not change its terms."""
+    with Mesh("orders", written(tmp_path)) as mesh:
+        assert plan_of(mesh) is mesh._engine.plan("inventory.default")
+        budget = plan_of(mesh).backends[0][0].budget
+        written(tmp_path, "9s")
+        assert mesh._engine.reload()
+        assert plan_of(mesh).backends[0][0].budget is budget
+        assert len(mesh._engine._learned._budgets) == 1
+
+
+def test_what_was_called_once_does_not_grow_without_bound(tmp_path: Path) -> None:
+    """Hosts that are no services are not bound, and their names are bounded."""
+    from meshlib.snapshot import NAMES_MAX
+
+    with Mesh("orders", written(tmp_path)) as mesh:
+        scope = mesh._engine.scope_of_threads()
+        for number in range(NAMES_MAX + 10):
+            scope.service(f"nobody{number}")
+        assert len(mesh._engine.policy.names()) == NAMES_MAX
+        assert scope._bound == {}

@@ -18,6 +18,7 @@ from .policy import check, explain, schema
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.version_option(__version__, message="meshlib %(version)s")
 def meshlib() -> None:
     """A service mesh that is a Python library.
 

@@ -38,6 +38,18 @@ def check(file: str, json: bool) -> None:
         return
     said = ", ".join(_many(count, what.removesuffix("s")) for what, count in counts.items())
     click.echo(f"{file}: {click.style('ok', fg='green')}: mesh {config.mesh}, {said}, version {config.version_number}")
+    for name, subset in _empty_subsets(config):
+        click.echo(f"{file}: note: subset {subset!r} of {name} selects none of its endpoints", err=True)
+
+
+def _empty_subsets(config: MeshConfig) -> list[tuple[str, str]]:
+    """Subsets of services that have endpoints, but none with these labels: calls to them fail until one comes."""
+    return [
+        (name, subset)
+        for name in config.names()
+        for subset, labels in config.services[name].subsets.items()
+        if config.endpoints(name) and not any(endpoint.has(labels) for endpoint in config.endpoints(name))
+    ]
 
 
 @click.command()

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import pathlib
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -76,11 +77,15 @@ def json_schema() -> dict[str, Any]:
 
 
 def _origin(given: pathlib.Path) -> _Origin:
-    if not given.is_dir():
-        return _Origin(_read_part(given), given.absolute().parent, (given,))
-    parts = tuple(sorted(part for part in given.glob("*.yaml") if not part.name.startswith(".")))
-    if not 1 <= len(parts) <= MAX_FILES:
-        raise ConfigError(f"{given}: a directory of a mesh has from 1 to {MAX_FILES} *.yaml files, not {len(parts)}")
+    try:
+        if not given.is_dir():
+            return _Origin(_read_part(given), given.absolute().parent, (given,))
+        names = sorted(name for name in os.listdir(given) if name.endswith(".yaml") and not name.startswith("."))
+    except OSError as error:
+        raise _unreadable(given, error) from None
+    if not 1 <= len(names) <= MAX_FILES:
+        raise ConfigError(f"{given}: a directory of a mesh has from 1 to {MAX_FILES} *.yaml files, not {len(names)}")
+    parts = tuple(given / name for name in names)
     return _Origin(_merge([_read_part(part) for part in parts]), given.absolute(), parts)
 
 
@@ -117,7 +122,11 @@ def _read_part(path: pathlib.Path) -> Document:
     try:
         return _complete(read(_bytes(path), str(path)))
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: cannot be read: {_why(error)}; name a mesh.yaml or a directory of them") from None
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: pathlib.Path, error: OSError | ValueError) -> ConfigError:
+    return ConfigError(f"{path}: cannot be read: {_why(error)}; name a mesh.yaml or a directory of them")
 
 
 def _why(error: OSError | ValueError) -> str:
@@ -125,7 +134,10 @@ def _why(error: OSError | ValueError) -> str:
 
 
 def _bytes(path: pathlib.Path) -> bytes:
-    with path.open("rb") as file:
+    """The content of a regular file. Anything else is refused: a pipe or a device may keep its reader for ever."""
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise ValueError("it is a pipe or a device, not a regular file")
         return file.read(MAX_BYTES + 1)
 
 

@@ -6,11 +6,14 @@ seconds. A SIGKILL of the demo ends its processes too: see replica.py.
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import signal
+import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +32,8 @@ HELD, BROKEN, REFUSED, INTERRUPTED = 0, 1, 2, 130
 LINE_EVERY_S = 10.0
 """How often the running count is printed where there is no terminal."""
 SUPERVISE_S = 0.1
+LINES_MAX = 100
+"""Lines of the mesh that wait to be shown."""
 RESTART_PAUSE_S = 2.0
 REPLICAS = {"storefront": ("", ""), "orders": ("", ""), "inventory": ("v1", "v1", "v2")}
 """Service → a version for each replica, '' where there is only one version."""
@@ -109,7 +114,7 @@ def _go_on(stage: Stage, progress: Progress) -> None:
     stage.fleet.start([stage.fleet.add("inventory", "v2")])
     progress.tell(_guide(stage))
     stage.shopper.resume()
-    line_due = 0.0
+    line_due, heard = 0.0, _Heard()
     while True:
         progress.say("running; Ctrl-C ends it")
         if not progress.live and time.monotonic() >= line_due:
@@ -119,12 +124,34 @@ def _go_on(stage: Stage, progress: Progress) -> None:
         if ended:
             _start_again(stage, progress, ended)
         _show_new_failures(stage, progress)
+        heard.tell(progress)
         time.sleep(SUPERVISE_S)
+
+
+class _Heard(logging.Handler):
+    """What the shopper, which is in this process, logs of its mesh: a policy that is in force, or is not."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self._lines: deque[tuple[str, bool]] = deque(maxlen=LINES_MAX)
+        logger = logging.getLogger("meshlib")
+        logger.setLevel(logging.INFO)
+        logger.addHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Called on the mesh's own thread."""
+        self._lines.append((record.getMessage(), record.levelno >= logging.ERROR))
+
+    def tell(self, progress: Progress) -> None:
+        """Show what came since."""
+        while self._lines:
+            line, bad = self._lines.popleft()
+            progress.tell(line, "red" if bad else "green")
 
 
 def _start_again(stage: Stage, progress: Progress, ended: list[Replica]) -> None:
     names = ", ".join(f"{replica.name} (pid {replica.pid})" for replica in ended)
-    progress.tell(f"{names} has ended; starting again")
+    progress.tell(f"ended: {names}; starting again")
     progress.say(f"starting {names} again")
     try:
         stage.fleet.start(ended)
@@ -153,7 +180,7 @@ def _guide(stage: Stage) -> str:
         "Try:",
         f"  kill -9 {replicas[0].pid}      and see it start again, with no call failed",
         f"  $EDITOR {stage.shop.file}      and change the weights, or break it",
-        f"  meshlib ca rotate --config {stage.shop.file}",
+        f"  {sys.executable} -m meshlib ca rotate --config {stage.shop.file}",
         "",
     ]
     return "\n".join(lines)

@@ -96,6 +96,11 @@ class CertificateAuthority:
         return _key_pem(self._key)
 
     @property
+    def not_before(self) -> float:
+        """When the root begins, in unix seconds: 60 s before it was made, in whole seconds rounded down."""
+        return self._certificate.not_valid_before_utc.timestamp()
+
+    @property
     def not_after(self) -> float:
         """When the root ends, in unix seconds."""
         return self._certificate.not_valid_after_utc.timestamp()

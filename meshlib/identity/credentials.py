@@ -31,7 +31,12 @@ ALARM_AT = 0.8
 
 
 class Source(Protocol):
-    """Where SVIDs come from. Both may block on a disk or a socket, within a bound of theirs."""
+    """Where SVIDs come from. Both methods may block on a disk or a socket, within a bound of theirs.
+
+    `loopback_only`: its identities are worth nothing beyond this machine, so no server may show one to another.
+    """
+
+    loopback_only: bool
 
     def fetch(self) -> tuple[Svid, TrustBundle]:
         """A current SVID and bundle; any exception means that there is none now."""
@@ -89,6 +94,11 @@ class Credentials:
     def generation(self) -> int:
         """From 1, one more with each swap; of this process only."""
         return self._live.number
+
+    @property
+    def loopback_only(self) -> bool:
+        """May this identity be used on the loopback interface only, whatever address a server is bound to?"""
+        return self._source.loopback_only
 
     def expires_in_s(self) -> float:
         """Seconds until our leaf ends; below 0 once it has, and then no handshake succeeds."""

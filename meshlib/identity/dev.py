@@ -1,11 +1,11 @@
 """The `dev` source: a certificate authority in a folder of this machine, shared by the processes that use the folder.
 
-    <state_dir>/dev-ca/   root.pem · root.key · bundle.pem (new and previous root) · generation · lock
+    <state_dir>/dev-ca/   authority.json (roots and keys) · bundle.pem (the roots believed, for other programs) · lock
 
 For development only: whoever reads the folder can be anybody. So: a trust domain that ends in `.dev`, servers on the
-loopback interface only (the server side sees to that: it knows the address), a folder of our own that nobody else may
-enter, one loud line per process. The folder is read and written under a lock, each file by rename and `generation`
-last: a new number there tells every process to fetch again.
+loopback interface only (`loopback_only`; the server side sees to it), a folder of our own that nobody else may enter,
+one loud line per process. `authority.json` is the whole state, read and replaced under a lock, by one rename: a process
+killed anywhere leaves the state before or after. Another file there tells every process to fetch again.
 
 Source: SPIRE (renew at half-life ± 10 %; overlap of the old and new root).
 """
@@ -24,7 +24,8 @@ from functools import lru_cache
 from pathlib import Path
 
 from ..runtime import Rng
-from .ca import LEAF_LIFE_S, CertificateAuthority
+from .ca import LEAF_LIFE_S
+from .roots import PROPAGATION_S, Roots
 from .spiffe import SpiffeId
 from .svid import Svid, TrustBundle
 
@@ -36,13 +37,8 @@ LOCK_WAIT_S = 10.0
 RENEW_AT, RENEW_JITTER = 0.5, 0.1
 """A leaf is renewed after half of its life, ± 10 % of that half by chance, so that siblings do not come at once."""
 
-ROOT_RENEW_S = 30 * 24 * 3600.0
-"""A root with less than this left is replaced, with overlap, by the next process that fetches."""
-
-PROPAGATION_S = 2.0
-"""How long a new root is believed before it signs: four times what a process takes to look again (engine)."""
-
 _LOCK_POLL_S = 0.01
+_STATE = "authority.json"
 
 
 class DevSource:
@@ -50,6 +46,8 @@ class DevSource:
 
     `wall` gives unix seconds; `leaf_life_s` defaults to 24 h. ValueError when `trust_domain` does not end in `.dev`.
     """
+
+    loopback_only = True
 
     def __init__(
         self,
@@ -73,25 +71,23 @@ class DevSource:
         _warn(os.getpid(), str(self._folder))
         trust_domain, now = self._id.trust_domain, self._wall()
         with _locked(self._folder):
+            before = None if self._stamp() is None else _read(self._folder)
+            roots = Roots.create(trust_domain, now) if before is None else before.due(now)
+            _keep(self._folder, before, roots)
             seen = self._stamp()
-            authority = None if seen is None else _load(self._folder)
-            if authority is None or authority.not_after - now < ROOT_RENEW_S:
-                authority = _new_root(self._folder, trust_domain, now)
-                seen = self._stamp()
-            bundle = TrustBundle(trust_domain, (self._folder / "bundle.pem").read_bytes())
-        svid = authority.issue(self._id, now=now, life_s=self._leaf_life_s)
+        svid = roots.signer.issue(self._id, now=now, life_s=self._leaf_life_s)
         share = RENEW_AT * (1 + RENEW_JITTER * (2 * self._rng.random() - 1))
         self._seen, self._renew_at = seen, now + share * (svid.not_after - now)
-        return svid, bundle
+        return svid, TrustBundle(trust_domain, roots.bundle_pem)
 
     def changed(self) -> bool:
-        """Has the generation changed since the last fetch, or is it time to renew the leaf? One `stat`."""
+        """Has the authority changed since the last fetch, or is it time to renew the leaf? One `stat`."""
         return self._wall() >= self._renew_at or self._stamp() != self._seen
 
     def _stamp(self) -> tuple[int, int] | None:
-        """What changes whenever the generation is written: a rename gives another file. None: there is none."""
+        """What changes whenever the state is written: a rename gives another file. None: there is none."""
         try:
-            status = os.stat(self._folder / "generation")
+            status = os.stat(self._folder / _STATE)
         except FileNotFoundError:
             return None
         return status.st_ino, status.st_mtime_ns
@@ -102,31 +98,23 @@ def rotate_leaves(state_dir: str | os.PathLike[str]) -> int:
 
     FileNotFoundError where there is no authority yet.
     """
-    folder = Path(state_dir) / "dev-ca"
-    with _locked(folder):
-        _load(folder)
-        return _bump(folder)
+    return _rotated(Path(state_dir) / "dev-ca", Roots.renew_leaves).generation
 
 
 def rotate_root(
     state_dir: str | os.PathLike[str], *, now: float | None = None, propagation_s: float = PROPAGATION_S
 ) -> int:
-    """Replace the root; the previous one, and no older, stays trusted. Returns the new generation.
+    """Replace the root; the previous one, and no older, stays believed. Returns the new generation.
 
     Two steps, `propagation_s` apart: every process believes the new root before any leaf is signed by it, so no
-    handshake fails in between. Stopped after the first step, nothing but the bundle has changed.
-    Call it again only when every process has refreshed: the second call drops the root that the first one replaced.
+    handshake fails in between. Stopped after the first step, the next rotation or, some seconds later, the next process
+    that fetches takes the second. A rotation that is under way is joined: both end with the same root.
     `now`: unix seconds, default the wall clock. FileNotFoundError where there is no authority yet.
     """
-    folder = Path(state_dir) / "dev-ca"
-    with _locked(folder):
-        current = _load(folder)
-        authority = CertificateAuthority.create(current.trust_domain, now=time.time() if now is None else now)
-        _write(folder / "bundle.pem", authority.certificate_pem + current.certificate_pem)
-        _bump(folder)
+    folder, at = Path(state_dir) / "dev-ca", time.time() if now is None else now
+    proposed = _rotated(folder, lambda roots: roots.propose(at))
     time.sleep(propagation_s)
-    with _locked(folder):
-        return _publish(folder, authority, current.certificate_pem)
+    return _rotated(folder, lambda roots: roots.promote(proposed)).generation
 
 
 @lru_cache(maxsize=1)
@@ -135,33 +123,29 @@ def _warn(_process: int, folder: str) -> None:
     logger.warning("DEVELOPMENT IDENTITY: whoever can read %s can be any service of this mesh", folder)
 
 
-def _load(folder: Path) -> CertificateAuthority:
+def _rotated(folder: Path, step: Callable[[Roots], Roots]) -> Roots:
+    if not (folder / _STATE).exists():
+        raise FileNotFoundError(f"{folder} holds no authority yet; the first process of the mesh that starts makes one")
+    with _locked(folder):
+        before = _read(folder)
+        roots = step(before)
+        _keep(folder, before, roots)
+    return roots
+
+
+def _read(folder: Path) -> Roots:
     try:
-        return CertificateAuthority.load((folder / "root.pem").read_bytes(), (folder / "root.key").read_bytes())
+        return Roots.load((folder / _STATE).read_bytes())
     except ValueError as error:
-        raise ValueError(f"{folder} holds no usable authority: {error}; remove the folder to get a new one") from None
+        message = f"{folder / _STATE} is no usable authority: {error}; remove the folder {folder} to get a new one"
+        raise ValueError(message) from None
 
 
-def _new_root(folder: Path, trust_domain: str, now: float) -> CertificateAuthority:
-    """Make a root and sign with it at once: the first one, or one that is needed now."""
-    authority, previous = CertificateAuthority.create(trust_domain, now=now), folder / "root.pem"
-    _publish(folder, authority, previous.read_bytes() if previous.exists() else b"")
-    return authority
-
-
-def _publish(folder: Path, authority: CertificateAuthority, previous_pem: bytes) -> int:
-    """Trust a root beside the previous one, then sign with it. A crash in between leaves a bundle with both."""
-    _write(folder / "bundle.pem", authority.certificate_pem + previous_pem)
-    _write(folder / "root.key", authority.private_key_pem)
-    _write(folder / "root.pem", authority.certificate_pem)
-    return _bump(folder)
-
-
-def _bump(folder: Path) -> int:
-    path = folder / "generation"
-    number = int(path.read_text()) + 1 if path.exists() else 1
-    _write(path, f"{number}\n".encode())
-    return number
+def _keep(folder: Path, before: Roots | None, roots: Roots) -> None:
+    """Write what has changed. The bundle goes first, so that it never lacks a root that signs."""
+    if roots is not before:
+        _write(folder / "bundle.pem", roots.bundle_pem)
+        _write(folder / _STATE, roots.dump())
 
 
 def _write(path: Path, content: bytes) -> None:

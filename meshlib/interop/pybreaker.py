@@ -209,6 +209,9 @@ class _Held(CircuitNode):
     def admits(self, now: float) -> bool:
         return now >= self.held_until and super().admits(now)
 
+    def last_resort(self, now: float) -> bool:
+        return now >= self.held_until and super().last_resort(now)
+
     def why_not(self, now: float) -> str:
         if now < self.held_until:
             return f"held open by breaker_storage, which says open for {self.circuit.name!r}"

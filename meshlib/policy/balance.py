@@ -75,6 +75,8 @@ class Cluster:
 
     def _eligible(self, now: float, tried: Sequence[Attempt]) -> list[Node]:
         eligible = [node for node in self.nodes if node.admits(now)]
+        if not eligible:  # better one that answers badly than none: what else is there cannot be connected to
+            eligible = [node for node in self.nodes if node.last_resort(now)]
         if not eligible:
             raise NoHealthyEndpoint(self.service, {n.endpoint.address: n.why_not(now) for n in self.nodes})
         seen = {attempt.endpoint.address for attempt in tried}
@@ -192,7 +194,9 @@ class Cluster:
     def _erred(self, node: Node, cause: MeshError | int, latency_s: float, now: float, rng: Rng, probe: int) -> None:
         node.ewma.observe(max(latency_s, FAILURE_S), now)
         ejected = sum(1 for n in self.nodes if n.ejection.until)  # on probation too: its probe may fail
-        node.erred(now, rng, probe, may_eject=self.outlier.may_eject(ejected, len(self.nodes)), cause=cause)
+        others = any(n is not node and not n.ejection.until and not n.reach.until for n in self.nodes)
+        may_eject = others and self.outlier.may_eject(ejected, len(self.nodes))
+        node.erred(now, rng, probe, may_eject=may_eject, cause=cause)
 
 
 class Balance:

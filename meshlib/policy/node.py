@@ -47,6 +47,10 @@ class Node:
             self.reach.admits(now) and self.ejection.admits(now)
         )
 
+    def last_resort(self, now: float) -> bool:
+        """May it be picked where no node is admitted? One that answers badly may, one that cannot be reached not."""
+        return self.reach.admits(now)
+
     def why_not(self, now: float) -> str:
         """Why it may not be picked, as a clause; '' when it may."""
         for breaker, word in ((self.reach, self.trouble), (self.ejection, "ejected for its errors")):

@@ -114,7 +114,7 @@ class Retry:
         with self.lock:
             self.budget.deposit(call.started)
         outcome: Reply | MeshError
-        earlier: MeshError | None = None
+        earlier: Reply | MeshError | None = None
         idle_s = 0.0
         while True:
             try:
@@ -126,16 +126,20 @@ class Retry:
                     raise
                 # What the endpoint did says more than that there is no other one.
                 call.trail.notes.append(f"not retried: {error}")
+                if isinstance(earlier, Reply):
+                    return earlier
                 raise earlier from error
             except MeshError as error:
-                outcome = earlier = error
+                outcome = error
             delay_s = self._delay_s(call, outcome, idle_s)
             if delay_s is None:
                 if isinstance(outcome, MeshError):
                     raise outcome
                 return outcome
-            if isinstance(outcome, Reply):
+            earlier = outcome
+            if isinstance(outcome, Reply) and outcome.stream is not None:
                 await outcome.discard()
+                earlier = None
             await self.runtime.sleep(delay_s)
             idle_s += delay_s
             call = call.fork()

@@ -24,7 +24,7 @@ import httpx
 
 from ..call import Call, Reply
 from ..config import MeshConfig, config_of
-from ..engine import Engine, Policy, Surroundings
+from ..engine import Engine, Surroundings
 from ..errors import MeshError, TransportError, UnknownService
 from ..runtime.blocking import BlockingRuntime
 from ..runtime.event_loop import EventLoopRuntime
@@ -97,7 +97,7 @@ class Fakes(Surroundings):
 
     def begin(self, engine: Engine) -> None:
         """See Surroundings."""
-        engine.policy = Policy(reachable(engine.policy.config), engine.service)
+        engine.policy = engine.snapshot(reachable(engine.policy.config))
         engine.tracing.rng = self.rng
 
     def loop_scope(self, engine: Engine, loop: asyncio.AbstractEventLoop) -> LoopScope:
@@ -133,7 +133,7 @@ class MemoryLoopScope(LoopScope):
         """See LoopScope."""
         return Wire(self._fakes, self.runtime, self.source, backend, endpoint)
 
-    def retire(self, keep: Collection[str]) -> None:
+    def retire(self, in_use: Callable[[], Collection[str]]) -> None:
         """There is nothing to let go of."""
 
     def close_from_anywhere(self) -> None:

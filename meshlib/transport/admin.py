@@ -1,16 +1,19 @@
 """The admin listener: `/livez`, `/readyz`, `/metrics` for probes and scrapers that have no certificate.
 
 A daemon thread on the standard library's server, so that it answers while an event loop is stalled: that is the moment
-when it is asked. Bounds: 8 requests at once, 5 s for each, 8 KiB of request, GET and HEAD only, no bodies read.
+when it is asked. Bounds: 8 requests at once, 5 s for each from its first byte to its last, 8 KiB of request, GET and
+HEAD only, no bodies read.
 Source: Kubernetes `livez`/`readyz`, Prometheus text exposition 0.0.4.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -21,6 +24,9 @@ from ..errors import ConfigError
 THREADS_MAX = 8
 TIMEOUT_S = 5.0
 REQUEST_BYTES_MAX = 8 * 1024
+ACCEPT_PAUSE_S = 0.5
+"""When there is no file descriptor left: the connection stays in the queue, so that asking again at once would spin."""
+_EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -81,6 +87,14 @@ class _Server(HTTPServer):
         self.server_address = self.socket.getsockname()
         self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
 
+    def get_request(self) -> tuple[Any, Any]:
+        try:
+            return super().get_request()
+        except OSError as error:
+            if error.errno in _EXHAUSTED:
+                time.sleep(ACCEPT_PAUSE_S)
+            raise
+
     def process_request(self, request: Any, client_address: Any) -> None:
         if not self._free.acquire(blocking=False):
             self.shutdown_request(request)
@@ -106,13 +120,13 @@ class _Server(HTTPServer):
 
 
 class _Handler(BaseHTTPRequestHandler):
-    timeout = TIMEOUT_S
     server_version = "meshlib"
     sys_version = ""
 
     def setup(self) -> None:
         super().setup()
-        self.rfile = _Bounded(self.rfile)  # type: ignore[assignment]
+        self.rfile.close()
+        self.rfile = _Bounded(self.connection)  # type: ignore[assignment]
 
     def do_GET(self) -> None:
         self._answer(body=True)
@@ -132,24 +146,42 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", METRICS_TYPE)
         self.send_header("Content-Length", str(len(content)))
         self.send_header("Connection", "close")
+        self.rfile.arm()  # type: ignore[attr-defined]
         self.end_headers()
         if body:
+            self.rfile.arm()  # type: ignore[attr-defined]
             self.wfile.write(content)
 
 
 class _Bounded:
-    """The request as it is read, at most 8 KiB of it; beyond that it just ends."""
+    """The request as it is read: at most 8 KiB of it, beyond that it just ends; TimeoutError 5 s after it was made."""
 
-    def __init__(self, stream: Any) -> None:
-        self._stream, self._left = stream, REQUEST_BYTES_MAX
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection, self._received, self._left = connection, b"", REQUEST_BYTES_MAX
+        self._end = time.monotonic() + TIMEOUT_S
+
+    def arm(self) -> None:
+        """Give the next operation on the socket what is left of the request's time."""
+        left = self._end - time.monotonic()
+        if left <= 0:
+            raise TimeoutError(f"the request took longer than {TIMEOUT_S:g} s")
+        self._connection.settimeout(left)
 
     def readline(self, size: int = -1) -> bytes:
-        line: bytes = self._stream.readline(self._left if size < 0 else min(size, self._left))
-        self._left -= len(line)
+        while b"\n" not in self._received and self._left > 0:
+            self.arm()
+            piece = self._connection.recv(self._left)
+            if not piece:
+                break
+            self._received += piece
+            self._left -= len(piece)
+        end = self._received.find(b"\n") + 1 or len(self._received)
+        end = end if size < 0 else min(end, size)
+        line, self._received = self._received[:end], self._received[end:]
         return line
 
     def close(self) -> None:
-        self._stream.close()
+        """The connection is closed by the server."""
 
 
 _OPEN: weakref.WeakSet[_Server] = weakref.WeakSet()

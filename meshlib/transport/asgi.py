@@ -12,6 +12,7 @@ Sources: ASGI 3.0 (HTTP, websocket, lifespan), starlette's `ServerErrorMiddlewar
 
 from __future__ import annotations
 
+import logging
 import ssl
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Protocol
@@ -22,7 +23,7 @@ from ..served import SERVED
 from ..stack import Service
 from ..telemetry.traceparent import parse_traceparent, parse_tracestate
 from .admission import InFlight
-from .headers import NO_RETRY, PEER, read_served, strip
+from .headers import NO_RETRY, PEER, read_served, sift, without_own
 from .lifespan import Lifespan
 from .refusal import EXCHANGE, Refusal, refusal_of, refuse
 
@@ -31,6 +32,8 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+_log = logging.getLogger("meshlib.transport")
 
 NO_IDENTITY = "this service speaks only to callers with a verified identity (mTLS); the connection has none"
 POLICY_VIOLATION = 1008
@@ -55,6 +58,8 @@ class Host(Protocol):
     def strict(self) -> bool: ...
     @property
     def max_request_body(self) -> int: ...
+    @property
+    def loopback_only(self) -> bool: ...
     def server_service(self, leaf: Service) -> Service: ...
     def listener(self) -> ssl.SSLContext | None: ...
     def start(self) -> None: ...
@@ -63,10 +68,11 @@ class Host(Protocol):
 
 
 class MeshAsgi:
-    """`app` behind the server stack of `host`; an ASGI application itself."""
+    """`app` behind the server stack of `host`; an ASGI application itself. `failure`: why its lifespan failed."""
 
     def __init__(self, app: AsgiApp, host: Host) -> None:
         self.app, self.host = app, host
+        self.failure = ""
         self._service: Service | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -92,25 +98,25 @@ class MeshAsgi:
         if peer is None and host.strict:
             await exchange.refuse(refuse(403, "identity", NO_IDENTITY))
             return
-        trusted = peer is not None or host.listener() is None
-        headers = strip(scope["headers"], trusted=trusted)
-        served = exchange.served = read_served(headers, peer, host.now, trusted=trusted)
-        exchange.scope = {**scope, "headers": headers, "state": {**state, PEER: peer}}
+        sifted = sift(scope["headers"])
+        served = exchange.served = read_served(sifted.mesh, peer, host.now)
+        exchange.scope = {**scope, "headers": sifted.fields, "state": {**state, PEER: peer}}
         call = _call(host, exchange.scope, exchange)
-        if trusted:
-            call.trace = remote_trace(call)
+        if sifted.parents:
+            call.trace = _trace_of(sifted.parents, sifted.states)
         token, answering = SERVED.set(served), EXCHANGE.set(exchange)
         try:
-            if exchange.declared > host.max_request_body:
-                await exchange.refuse_body()
+            if sifted.declared > exchange.body_max:
+                await exchange.refuse_body(begun=False)
             else:
                 await service(call)
-        except MeshError as error:
-            if exchange.begun:
-                raise
-            await exchange.refuse(refusal_of(error))
-        except Exception:
-            if not exchange.over:
+        except Exception as error:
+            if exchange.ended:
+                # Raised, the server would close the connection, unannounced, under the caller's next request.
+                _log.error("the application raised after its response", exc_info=error)
+            elif isinstance(error, MeshError) and not exchange.begun:
+                await exchange.refuse(refusal_of(error))
+            elif not exchange.over:
                 raise
         finally:
             EXCHANGE.reset(answering)
@@ -126,23 +132,23 @@ class Exchange:
     """One request and its response on their way through the stack: what a served call's `body` is.
 
     `error`: what a handler's guard refused with; it takes the place of the 500 a framework makes of it. `begun`: a byte
-    of the response was handed to the server. `over`: the mesh has answered itself; whatever the application still sends
-    goes nowhere.
+    of the response was handed to the server. `ended`: the last one was. `over`: the mesh has answered itself; whatever
+    the application still sends goes nowhere.
     """
 
     framed = True
     __slots__ = (
-        "_receive", "_send", "begun", "declared", "error", "headers", "host", "over", "received", "scope", "served",
-        "status",
+        "_receive", "_send", "begun", "body_max", "ended", "error", "headers", "host", "over", "received", "scope",
+        "served", "status",
     )  # fmt: skip
 
     def __init__(self, host: Host, scope: Scope, receive: Receive, send: Send) -> None:
         self.host, self.scope, self._receive, self._send = host, scope, receive, send
         self.served: Any = None
         self.error: MeshError | None = None
-        self.status, self.received, self.declared = 0, 0, _declared(scope["headers"])
+        self.status, self.received, self.body_max = 0, 0, host.max_request_body
         self.headers: list[tuple[bytes, bytes]] = []
-        self.begun = self.over = False
+        self.begun = self.ended = self.over = False
 
     def pieces(self) -> Any:
         """The request's body belongs to the application; nothing in a server stack reads it."""
@@ -153,13 +159,15 @@ class Exchange:
         message = await self._receive()
         if message["type"] == "http.request":
             self.received += len(message.get("body", b""))
-            if self.received > self.host.max_request_body:
-                await self.refuse_body()
+            if self.received > self.body_max:
+                await self.refuse_body(begun=True)
                 raise too_large(self.host)
         return message
 
     async def send(self, message: Message) -> None:
-        """Pass on what the application sends; the start of a response gets the mesh's own fields."""
+        """Pass on what the application sends; the start of a response gets the mesh's own fields, and
+        none but those.
+        """
         if self.over:
             return
         kind = message["type"]
@@ -168,16 +176,17 @@ class Exchange:
                 await self.refuse(refusal_of(self.error))
                 return
             self.begun, self.status = True, message["status"]
-            own = self._own_fields()
-            self.headers = list(message.get("headers", ()))
-            if own:
-                self.headers += own
-                message = {**message, "headers": self.headers}
+            self.headers = without_own(message.get("headers", ())) + self._own_fields()
+            message = {**message, "headers": self.headers}
         elif kind == "websocket.accept":
             self.begun, self.status = True, 101
+            if message.get("headers"):
+                message = {**message, "headers": without_own(message["headers"])}
         elif kind == "websocket.close":
             self.status = self.status or 403
         await self._send(message)
+        if kind == "http.response.body" and not message.get("more_body", False):
+            self.ended = True
 
     async def refuse(self, refusal: Refusal) -> None:
         """Answer in the application's place, if nothing was answered yet."""
@@ -191,9 +200,11 @@ class Exchange:
                 await self._send({"type": "websocket.close", "code": POLICY_VIOLATION, "reason": ""})
         self.over = True
 
-    async def refuse_body(self) -> None:
-        """413; the connection is closed, so that the rest of the body need not be read."""
-        answer = refusal_of(too_large(self.host))
+    async def refuse_body(self, *, begun: bool) -> None:
+        """413; the connection is closed, so that the rest of the body need not be read. `begun`: in mid-body, when the
+        application may have done something already.
+        """
+        answer = refusal_of(too_large(self.host), begun=begun)
         await self.refuse(Refusal(answer.status, (*answer.headers, (b"connection", b"close")), answer.body))
 
     def _own_fields(self) -> list[tuple[bytes, bytes]]:
@@ -207,19 +218,20 @@ class Exchange:
 
 def remote_trace(call: Call) -> Any:
     """The caller's place in its trace, as the call's headers say; None: there is none to believe."""
-    parents = call.header("traceparent")
-    if not parents:
-        return None
-    trace = parse_traceparent(parents)
-    if trace is not None:
-        trace.state = parse_tracestate(call.header("tracestate"))
-    return trace
+    return _trace_of(call.header("traceparent"), call.header("tracestate"))
 
 
 def too_large(host: Host) -> TransportError:
     """A body over the limit, as an error of our tree: it becomes 413."""
     message = f"the request body is larger than {host.max_request_body} bytes, the limit of {host.name!r}"
     return TransportError(message, phase="read", cause="too_large", sent=False)
+
+
+def _trace_of(parents: list[str], states: list[str]) -> Any:
+    trace = parse_traceparent(parents)
+    if trace is not None and states:
+        trace.state = parse_tracestate(states)
+    return trace
 
 
 def _call(host: Host, scope: Scope, exchange: Exchange) -> Call:
@@ -230,10 +242,3 @@ def _call(host: Host, scope: Scope, exchange: Exchange) -> Call:
     call = Call(host.name, scope.get("method", "GET"), target, lines, exchange, served=exchange.served)
     call.started = host.now()
     return call
-
-
-def _declared(headers: list[tuple[bytes, bytes]]) -> int:
-    for name, value in headers:
-        if name == b"content-length" and value.isdigit():
-            return int(value[:20])
-    return 0

@@ -16,7 +16,7 @@ import asyncio
 import os
 import ssl
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..call import FOREVER, Call, Reply, RequestBody
 from ..errors import MeshError, Phase, TransportError
@@ -224,7 +224,10 @@ class AsyncConnection(asyncio.BufferedProtocol):
 
     def _write(self, data: bytes) -> None:
         assert self.transport is not None
-        self.transport.write(data if self._tls is None else self._tls.encrypt(data))
+        try:
+            self.transport.write(data if self._tls is None else self._tls.encrypt(data))
+        except ssl.SSLError as error:
+            raise tcp.broken(self._pool.address, error, reused=self.reused, phase="write") from error
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return self._buffer
@@ -385,6 +388,16 @@ class AsyncConnection(asyncio.BufferedProtocol):
             null = os.open(os.devnull, os.O_RDWR)
             os.dup2(null, fd)
             os.close(null)
+
+    def discard(self) -> None:
+        """The loop is closed, so that asyncio's transport cannot close itself. uvloop's was closed with its loop."""
+        self.usable_until, self.pooled = 0.0, False
+        transport: Any = self.transport
+        self.transport = None
+        sock = getattr(transport, "_sock", None)
+        if sock is not None:
+            sock.close()
+            transport._sock = None  # or its finaliser warns of a socket that nobody closed
 
     def abort(self) -> None:
         """Close now, whatever is under way. Idempotent."""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection
 
 from ..call import FOREVER, Call, Reply
 from ..endpoint import Endpoint
-from ..errors import TransportError
+from ..errors import MeshError, TransportError
 from ..runtime import Rng
 from ..stack import Service
 from . import phases, tcp
@@ -61,10 +61,9 @@ class AsyncHttpTransport:
 
     def retire(self, keep: Collection[str]) -> None:
         """Addresses not in `keep` have left the policy: close their idle connections now, busy ones when done."""
-        for key in [key for key in self._pools if key[0] not in keep]:
-            self._pools[key].retire()
-            if not self._pools[key].state.open:
-                del self._pools[key]
+        for key, pool in self._in_use():
+            if key[0] not in keep:
+                pool.retire()
 
     async def aclose(self) -> None:
         """Close every connection; calls in flight end in TransportError. Returns when the sockets are closed."""
@@ -82,12 +81,29 @@ class AsyncHttpTransport:
             pool.sweeping = None
         self._loop = None
 
+    def discard(self) -> None:
+        """The loop is closed, in this same process: close the sockets, from any thread. No TLS farewell is sent.
+
+        Calls that still wait for the loop wait for ever; no other loop may use this transport.
+        """
+        self._closed = True
+        for pool in self._pools.values():
+            for connection in pool.state.connections:
+                connection.discard()
+            pool.state.forget()
+            pool.sweeping = None
+
     def statistics(self) -> dict[str, PoolStatistics]:
         """The moment's numbers, by address."""
         found: dict[str, PoolStatistics] = {}
-        for (address, _), pool in self._pools.items():
+        for (address, _), pool in self._in_use():
             found[address] = found.get(address, PoolStatistics()) + pool.state.statistics()
         return found
+
+    def _in_use(self) -> list[tuple[tuple[str, str], _EndpointPool]]:
+        """Every pool; those that have left the policy, and whose last connection is gone, are forgotten here."""
+        self._pools = {k: pool for k, pool in self._pools.items() if pool.state.open or not pool.state.retired}
+        return list(self._pools.items())
 
     def running_loop(self) -> asyncio.AbstractEventLoop:
         """The loop this transport belongs to, which is the running one. Raises RuntimeError otherwise."""
@@ -190,7 +206,7 @@ class _EndpointPool:
     def _hand_on(self, given: AsyncConnection | None) -> None:
         """The caller was cancelled in the step in which it was served."""
         if given is None:
-            self.state.connect_ended(None, 0.0)
+            self.state.connect_ended(None, 0.0, failed=False)
         elif given.usable_until:
             self.put(given)
 
@@ -199,8 +215,8 @@ class _EndpointPool:
         tls, now = self.tls, self._transport.now
         try:
             connection = await self._open(call, tls)
-        except BaseException:
-            self.state.connect_ended(None, now())
+        except BaseException as error:
+            self.state.connect_ended(None, now(), failed=isinstance(error, MeshError))
             raise
         self.state.connect_ended(connection, now(), certificate_life(tls))
         return connection

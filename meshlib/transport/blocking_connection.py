@@ -2,7 +2,8 @@
 
 Rules of this file:
 
-1.  `settimeout` only when what is left changed by more than 5 %: it is a system call, so a limit may be 5 % late.
+1.  `settimeout` only when what is left changed by more than 5 %: it is a system call. What is armed is never above
+    what is left; a wait that ends early is begun again with the rest, so that no limit is late.
 2.  `poll(0)` before reuse: readable while idle is an end, or rubbish.
 3.  While a request is being sent its reply is looked for: an early one ends the sending (waiting for the socket alone
     would deadlock with a server that has stopped reading).
@@ -26,7 +27,8 @@ from .tls_stream import ClientTls, TlsStream, closed_in_handshake, handshake_err
 
 _RECEIVE = 65536  # larger makes malloc map and unmap fresh pages for each read
 _JOIN = 65536
-_LATE = 1.05
+_ARMED, _KEPT = 0.975, 0.95  # of what is left: what is armed, and the least that is waited for without arming again
+_EXACT_S = 0.1  # the last tenth of a second is armed as it is: a limit costs two early wake-ups, not many
 
 
 class BlockingConnection:
@@ -54,11 +56,6 @@ class BlockingConnection:
         self.expires = self.usable_until = 0.0
 
     @property
-    def closed(self) -> bool:
-        """Is its socket closed on this side?"""
-        return self._sock.fileno() < 0
-
-    @property
     def quiet(self) -> bool:
         """Nothing has come while it was idle."""
         return not self._poll.poll(0)
@@ -69,7 +66,7 @@ class BlockingConnection:
         while not stream.up:
             try:
                 out = stream.handshake(data)
-                self._limit(call, deadline, "connect", sent=False)
+                self._arm(self._left(call, deadline, "connect", sent=False))
                 if out:
                     self._sock.sendall(out)
                 data = b"" if stream.up else self._sock.recv(_RECEIVE)
@@ -130,13 +127,14 @@ class BlockingConnection:
 
     def _receive(self, reader: ResponseReader, call: Call, deadline: float, *, streamed: bool = False) -> None:
         """Read once and feed `reader`, or raise what ended it."""
-        self._limit(call, deadline, "read", streamed=streamed)
-        try:
-            data = self._sock.recv(_RECEIVE)
-        except TimeoutError as error:
-            raise phases.expired(call, deadline, "read", self._address, sent=True, streamed=streamed) from error
-        except OSError as error:
-            raise self._suspect(tcp.broken(self._address, error, reused=self.reused), reader) from error
+        while True:
+            self._limit(call, deadline, "read", streamed=streamed)
+            try:
+                data = self._sock.recv(_RECEIVE)
+                break
+            except OSError as error:
+                if not _early(error):
+                    raise self._suspect(tcp.broken(self._address, error, reused=self.reused), reader) from error
         try:
             if self._tls is not None:
                 self._decrypt(self._tls, reader, data)
@@ -163,7 +161,10 @@ class BlockingConnection:
             return
         answer = tls.answer()
         if answer:
-            self._sock.sendall(answer)
+            try:
+                self._sock.sendall(answer)
+            except OSError as error:
+                raise tcp.broken(self._address, error, reused=self.reused) from error
 
     def _upload(self, call: Call, reader: ResponseReader, head: bytes, body: RequestBody) -> bool:
         """A body in pieces. False: the reply came before it was all sent; then never reuse."""
@@ -202,25 +203,31 @@ class BlockingConnection:
 
     def _send(self, call: Call, reader: ResponseReader, data: bytes) -> bool:
         """True: all of it was sent. False: the reply came first."""
-        view = memoryview(data if self._tls is None else self._tls.encrypt(data))
         deadline = phases.limit(call, None if call.phases is None else call.phases.write, self._now())
-        self._limit(call, deadline, "write")
         try:
-            sent = self._sock.send(view)
+            view = memoryview(data if self._tls is None else self._tls.encrypt(data))
+            sent = self._push(call, view, deadline)
             while sent < len(view):
                 if self._readable(call, deadline) and self._answered(call, reader):
                     return False
-                self._limit(call, deadline, "write")
-                sent += self._sock.send(view[sent:])
-        except TimeoutError as error:
-            raise phases.expired(call, deadline, "write", self._address, sent=True) from error
+                sent += self._push(call, view[sent:], deadline)
         except OSError as error:
             raise tcp.broken(self._address, error, reused=self.reused, phase="write") from error
         return True
 
+    def _push(self, call: Call, view: memoryview, deadline: float) -> int:
+        """How much of `view` the socket took."""
+        while True:
+            self._limit(call, deadline, "write")
+            try:
+                return self._sock.send(view)
+            except TimeoutError as error:
+                if not _early(error):
+                    raise
+
     def _readable(self, call: Call, deadline: float) -> bool:
         """Wait until the socket takes more (False) or something has come (True)."""
-        left = self._limit(call, deadline, "write")
+        left = self._left(call, deadline, "write")
         self._poll.modify(self._sock, select.POLLIN | select.POLLOUT)
         try:
             events = self._poll.poll(left * 1000)
@@ -230,24 +237,32 @@ class BlockingConnection:
             raise phases.expired(call, deadline, "write", self._address, sent=True)
         return bool(events[0][1] & ~select.POLLOUT)
 
-    def _limit(self, call: Call, deadline: float, phase: Phase, *, sent: bool = True, streamed: bool = False) -> float:
-        """Let the socket's waits end at `deadline`; what is left, in seconds."""
+    def _limit(self, call: Call, deadline: float, phase: Phase, *, streamed: bool = False) -> None:
+        """Let the socket's next wait end by `deadline`, perhaps a little early."""
+        left = deadline - self._now()
+        if not left * _KEPT <= self._timeout <= left:  # never so when nothing is left
+            left = self._left(call, deadline, phase, streamed=streamed)
+            self._arm(left if left < _EXACT_S else left * _ARMED)  # the next call's limit is about the same
+
+    def _left(self, call: Call, deadline: float, phase: Phase, *, sent: bool = True, streamed: bool = False) -> float:
+        """Seconds until `deadline`; raises when there are none."""
         left = min(deadline - self._now(), phases.LONGEST_S)
         if left <= 0:
             raise phases.expired(call, deadline, phase, self._address, sent=sent, streamed=streamed)
-        if not left <= self._timeout <= left * _LATE:
-            self._timeout = left * (1 + _LATE) / 2  # the next call's limit differs by microseconds, up or down
-            self._sock.settimeout(self._timeout)
         return left
 
+    def _arm(self, seconds: float) -> None:
+        self._timeout = seconds
+        self._sock.settimeout(seconds)
+
     def abort(self) -> None:
-        """Close now and give the slot back. Idempotent."""
-        self.usable_until = 0.0
-        self._sock.close()
+        """Close now and give the slot back. Idempotent; from any thread, even inside the pool's lock."""
         self._release(self, False)
 
-    def drop(self) -> None:
-        """Close the socket only: garbage is collected anywhere, even where the pool's lock is held."""
+    drop = abort
+
+    def close(self) -> None:
+        """Close the socket only; whoever calls gives the slot back."""
         self.usable_until = 0.0
         self._sock.close()
 
@@ -263,3 +278,8 @@ class BlockingConnection:
         """In a forked child: close the descriptor only; the parent's connection does not notice."""
         self.usable_until, self.pooled = 0.0, False
         self._sock.close()
+
+
+def _early(error: OSError) -> bool:
+    """Did a wait of ours end? The kernel's own ETIMEDOUT, a peer that is gone, has a number."""
+    return isinstance(error, TimeoutError) and error.errno is None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import socket
 import threading
+from collections import deque
 from collections.abc import Callable, Collection
 
 from ..call import Call, Reply
@@ -21,6 +22,9 @@ from .http1 import render_head
 from .limits import HttpLimits
 from .pool import Pool, PoolSettings, PoolStatistics
 from .tls_stream import ClientTls, certificate_life
+
+_SLICE_S = 0.1
+"""How late a waiting thread may learn of a slot that was given up while somebody held the pool's lock."""
 
 
 class BlockingHttpTransport:
@@ -47,17 +51,15 @@ class BlockingHttpTransport:
             if pool is None:
                 state: Pool[BlockingConnection] = Pool(endpoint.address, settings, self._rng)
                 pool = self._pools[key] = _EndpointPool(self, endpoint, state)
-        pool.renew(settings, tls)
+            pool.renew(settings, tls)
         return _leaf(pool, extra_lines, self.now, limits or self.limits)
 
     def retire(self, keep: Collection[str]) -> None:
         """Addresses not in `keep` have left the policy: close their idle connections now, busy ones when done."""
         with self._lock:
-            gone = [key for key in self._pools if key[0] not in keep]
-            for key in gone:
-                self._pools[key].retire()
-                if not self._pools[key].state.open:
-                    del self._pools[key]
+            for key, pool in self._in_use():
+                if key[0] not in keep:
+                    pool.retire()
 
     def close(self) -> None:
         """Close every idle connection and end the waits of calls in flight, which fail with TransportError."""
@@ -73,17 +75,26 @@ class BlockingHttpTransport:
             pool.lock = threading.Lock()
             for connection in pool.state.connections:
                 connection.abandon()
+            pool.given_up.clear()
             pool.state.forget()
 
     def statistics(self) -> dict[str, PoolStatistics]:
         """The moment's numbers, by address."""
         found: dict[str, PoolStatistics] = {}
         with self._lock:
-            pools = list(self._pools.items())
-        for (address, _), pool in pools:
-            with pool.lock:
-                found[address] = found.get(address, PoolStatistics()) + pool.state.statistics()
+            for (address, _), pool in self._in_use():
+                with pool.lock:
+                    found[address] = found.get(address, PoolStatistics()) + pool.state.statistics()
         return found
+
+    def _in_use(self) -> list[tuple[tuple[str, str], _EndpointPool]]:
+        """Every pool; those that have left the policy, and whose last connection is gone, are forgotten here."""
+        for key, pool in list(self._pools.items()):
+            with pool.lock:
+                pool.collect()
+                if pool.state.retired and not pool.state.open:
+                    del self._pools[key]
+        return list(self._pools.items())
 
 
 def _leaf(
@@ -117,11 +128,12 @@ def _leaf(
 class _EndpointPool:
     """The driver of one `Pool` on threads: locks, connects, waits."""
 
-    __slots__ = ("_endpoint", "_tls", "_transport", "lock", "state")
+    __slots__ = ("_endpoint", "_tls", "_transport", "given_up", "lock", "state")
 
     def __init__(self, transport: BlockingHttpTransport, endpoint: Endpoint, state: Pool[BlockingConnection]) -> None:
         self._transport, self._endpoint, self.state = transport, endpoint, state
         self._tls: ClientTls | None = None
+        self.given_up: deque[BlockingConnection] = deque()  # closed; their slots are still taken
         self.lock = threading.Lock()
 
     def renew(self, settings: PoolSettings, tls: ClientTls | None) -> None:
@@ -138,9 +150,8 @@ class _EndpointPool:
             waiter = _Waiter()
             with self.lock:
                 self._check_open()
+                self.collect()
                 connection, stale = self.state.reuse(now())
-                for lost in [c for c in self.state.connections if c.closed]:
-                    self.state.lost(lost)
                 connect = connection is None and self.state.may_connect()
                 if connection is None and not connect:
                     self.state.wait(waiter)
@@ -154,6 +165,11 @@ class _EndpointPool:
                 return connection
             connection.abort()
 
+    def collect(self) -> None:
+        """Free the slots of connections that were given up. Under the lock."""
+        while self.given_up:
+            self.state.lost(self.given_up.popleft())
+
     def _check_open(self) -> None:
         if self._transport.closed:
             raise RuntimeError("this HTTP transport is closed")
@@ -161,13 +177,14 @@ class _EndpointPool:
     def _wait(self, waiter: _Waiter, call: Call, deadline: float) -> BlockingConnection | None:
         """What the pool gives: a connection, or None: connect."""
         try:
-            served = waiter.wait(max(0.0, min(deadline - self._transport.now(), phases.LONGEST_S)))
-            if not served:
+            while not waiter.wait(max(0.0, min(deadline - self._transport.now(), _SLICE_S))):
                 with self.lock:
-                    self.state.withdraw(waiter)
-                    served = waiter.done()  # in the moment between
-            if not served:
-                raise phases.expired(call, deadline, "pool", self._endpoint.address, sent=False)
+                    self.collect()
+                    if waiter.done():  # just now, or in the moment between
+                        break
+                    if deadline <= self._transport.now():
+                        self.state.withdraw(waiter)
+                        raise phases.expired(call, deadline, "pool", self._endpoint.address, sent=False)
         except MeshError:
             raise
         except BaseException:
@@ -180,7 +197,7 @@ class _EndpointPool:
         with self.lock:
             self.state.withdraw(waiter)
             if waiter.done() and waiter.result is None:
-                self.state.connect_ended(None, 0.0)
+                self.state.connect_ended(None, 0.0, failed=False)
         if waiter.result is not None:
             self.put(waiter.result, True)
 
@@ -189,9 +206,9 @@ class _EndpointPool:
         tls, now = self._tls, self._transport.now
         try:
             connection = self._open(call, tls)
-        except BaseException:
+        except BaseException as error:
             with self.lock:
-                self.state.connect_ended(None, now())
+                self.state.connect_ended(None, now(), failed=isinstance(error, MeshError))
             raise
         with self.lock:
             self.state.connect_ended(connection, now(), certificate_life(tls))
@@ -215,7 +232,7 @@ class _EndpointPool:
             return connection
         except BaseException as error:
             if connection is not None:
-                connection.drop()
+                connection.close()
             if not isinstance(error, OSError):
                 raise
             if isinstance(error, TimeoutError) and transport.now() >= deadline:
@@ -245,34 +262,45 @@ class _EndpointPool:
         raise failure or OSError("the name has no address")
 
     def put(self, connection: BlockingConnection, reusable: bool) -> None:
-        """Take a connection back after an exchange; one that may not be reused, or is closed, gives up its slot."""
+        """Take a connection back after an exchange; one that may not be reused is closed and gives up its slot."""
+        if not reusable or self._transport.closed:
+            self._give_up(connection)
+            return
         now = self._transport.now()
         with self.lock:
-            kept = reusable and not self._transport.closed and self.state.put(connection, now)
-            stale = (
-                self.state.expire(now) if kept and self.state.idle and self.state.idle[0].usable_until <= now else []
-            )
-            for old in stale if kept else [connection]:
-                old.drop()
+            kept = self.state.put(connection, now)
+            oldest = self.state.idle[:1]
+            stale = self.state.expire(now) if oldest and oldest[0].usable_until <= now else []
+            for old in stale if kept else [*stale, connection]:
+                old.close()
                 self.state.lost(old)
+
+    def _give_up(self, connection: BlockingConnection) -> None:
+        """Close it. It never waits for the lock: the garbage collector comes here, even inside of it."""
+        connection.close()
+        self.given_up.append(connection)
+        if self.lock.acquire(blocking=False):
+            try:
+                self.collect()
+            finally:
+                self.lock.release()
 
     def retire(self) -> None:
         """Close idle connections now and busy ones when they come back."""
         with self.lock:
             self.state.retired = True
+            self.collect()
             for old in self.state.expire(self._transport.now()):
-                old.drop()
+                old.close()
                 self.state.lost(old)
 
     def close(self) -> None:
         """Close the idle ones; wake the threads that wait on the others, which close them."""
         self.retire()
         with self.lock:
+            self.collect()
             for connection in list(self.state.connections):
-                if connection.closed:
-                    self.state.lost(connection)
-                else:
-                    connection.interrupt()
+                connection.interrupt()
 
 
 class _Waiter:

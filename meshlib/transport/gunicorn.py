@@ -49,8 +49,9 @@ class PeerWorker(Worker):  # type: ignore[misc]
         try:
             self.server.run()
         except Exception:
-            self.log.exception("the worker did not start")
-            sys.exit(Arbiter.WORKER_BOOT_ERROR)
+            self.log.exception("the worker failed")
+            # A boot error stops the master too: right for what would fail again, not for what ran already.
+            sys.exit(1 if self.server.address else Arbiter.WORKER_BOOT_ERROR)
 
     def _tick(self) -> None:
         self.notify()

@@ -65,12 +65,16 @@ def handler_guard(host: Host, policy: HandlerPolicy) -> Callable[[F], F]:
     """The decorator that keeps `policy` for a sync or async function of any framework.
 
     Raises, before the function begins: RuntimeError outside a meshed call, PermissionDenied (403), Rejected: shed (503)
-    or deadline (504); and DeadlineExceeded (504) when an async function takes longer than `timeout`.
+    or deadline (504); and DeadlineExceeded (504) when an async function takes longer than `timeout`. TypeError at once
+    for a generator: it would run after the guard has gone.
     """
     concurrency = None if policy.max_concurrency is None else Concurrency(policy.max_concurrency)
 
     def guard(function: F) -> F:
         name = getattr(function, "__qualname__", repr(function))
+        called = (function, getattr(function, "__call__", None))  # noqa: B004 - the method, not whether there is one
+        if any(map(inspect.isgeneratorfunction, called)) or any(map(inspect.isasyncgenfunction, called)):
+            raise TypeError(f"{name} is a generator, which would run outside its policy; return a streaming response")
 
         @functools.wraps(function)
         async def guarded_async(*args: Any, **kwargs: Any) -> Any:
@@ -84,7 +88,7 @@ def handler_guard(host: Host, policy: HandlerPolicy) -> Callable[[F], F]:
             with _admitted(host, policy, concurrency, name):
                 return function(*args, **kwargs)
 
-        return typing.cast("F", guarded_async if inspect.iscoroutinefunction(function) else guarded)
+        return typing.cast("F", guarded_async if any(map(inspect.iscoroutinefunction, called)) else guarded)
 
     return guard
 

@@ -4,7 +4,7 @@ Decides what a response is and whether its connection may serve again. Rules of 
 
 1.  httptools (llhttp, strict) is the parser; nothing reaches it that was not counted before: it has no limits.
 2.  What it accepts and RFC 9112 or a mesh must not is refused here: versions but 1.0 and 1.1, statuses outside
-    100..599, an upgrade nobody asked for, any transfer coding but exactly `chunked`.
+    100..599, an upgrade nobody asked for, any transfer coding but exactly `chunked`, an interim response with a body.
 3.  A body of known length, or one that ends with the connection, goes around the parser.
 4.  `keep` is true only after a complete response, followed by nothing, that says the connection persists.
 5.  One reader per response: after HEAD, or a body that went around it, a parser is out of step.
@@ -13,7 +13,6 @@ Decides what a response is and whether its connection may serve again. Rules of 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 
 import httptools
 
@@ -21,8 +20,7 @@ from ..call import Call, Fields
 from ..errors import Cause, TransportError
 from .limits import HttpLimits
 
-_TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+").fullmatch  # RFC 9110 §5.6.2
-_UNSAFE_VALUE = re.compile(rb"[\r\n\x00]").search  # RFC 9110 §5.5
+is_token = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+").fullmatch  # RFC 9110 §5.6.2
 _UNSAFE_TARGET = re.compile(rb"[\x00-\x20\x7f]").search
 _METHODS = {m: m.encode() for m in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")}
 _VERSIONS = {"1.1": b"HTTP/1.1", "1.0": b"HTTP/1.0"}
@@ -46,18 +44,9 @@ def expects_continue(call: Call) -> bool:
     return any(value.lower() == "100-continue" for value in call.header("expect"))
 
 
-def validate_fields(fields: Iterable[tuple[bytes, bytes]]) -> None:
-    """Raise TransportError(cause="local", sent=False) for a field that could break its line or has no token as name."""
-    for name, value in fields:
-        if not _TOKEN(name):
-            raise _local(f"the header name {name!r} is not a token")
-        if _UNSAFE_VALUE(value):
-            raise _local(f"the value of header {name.decode('ascii')!r} has CR, LF or NUL")
-
-
 def _method(method: str) -> bytes:
     rendered = method.encode("latin-1", "replace")
-    if not _TOKEN(rendered):
+    if not is_token(rendered):
         raise _local(f"the method {method!r} is not a token")
     return rendered
 
@@ -237,6 +226,8 @@ class ResponseReader:
         if len(self.headers) > self._limits.fields:
             raise self._refuse("too_large", f"more than {self._limits.fields} header fields")
         if status < 200:
+            if self._chunked or self._length > 0:
+                raise self._refuse("protocol", f"an interim response ({status}) with a body")
             return
         self.http_version = _VERSIONS[version]
         if self._chunked and version == "1.0":

@@ -18,7 +18,8 @@ import httpx
 from httpx import _client as httpx_client_module
 
 from ..call import Call, PhaseTimeouts
-from .httpx_request import STREAMING, TIMEOUT_S, is_token, is_value, make_call, phases_of, render
+from .http1 import is_token
+from .httpx_request import OURS, STREAMING, TIMEOUT_S, is_value, make_call, phases_of, render
 
 URL_MAX = 4096
 """Longer URLs take httpx's path, which has a limit of its own."""
@@ -126,7 +127,8 @@ class Plan:
     def _name(self, name: Any) -> bytes | None:
         if type(name) is not str or not name.isascii() or not is_token(encoded := name.encode()):
             return None
-        if encoded.lower() in self.taken:
+        lower = encoded.lower()
+        if lower in self.taken or lower.startswith(OURS):
             return None
         if len(self.extra) < _EXTRA_MAX:
             self.extra[name] = encoded

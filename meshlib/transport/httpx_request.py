@@ -3,7 +3,8 @@
 Rules. Header lines keep httpx's order and case. A request that h11 would refuse is refused here too, as
 LocalProtocolError before a byte is sent: names that are no token, CR, LF or NUL in a value, none or two Hosts, and
 framing that two readers could take for two messages (RFC 9112 §6.3, §11.2). The user's own trace headers become
-`call.trace`, because the mesh writes them.
+`call.trace`, because the mesh writes them; the user's own `x-meshlib-*` are left out: what the mesh says of a call
+(its attempt, its deadline, its source) is not for the application to say.
 Extensions of a request that are read here: `timeout` (seconds per phase, as httpx has it), `target`, and
 `meshlib.streaming`, `meshlib.timeout_s` (asked for this call), `meshlib.client_timeout_s` (the client's default).
 """
@@ -21,16 +22,18 @@ from ..call_policy import POLICY, CallPolicy
 from ..errors import TransportError
 from ..served import SERVED
 from ..telemetry.traceparent import parse_traceparent, parse_tracestate
+from .http1 import is_token
 
 STREAMING = "meshlib.streaming"
 TIMEOUT_S = "meshlib.timeout_s"
 CLIENT_TIMEOUT_S = "meshlib.client_timeout_s"
 
-is_token = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+").fullmatch
 is_value = re.compile(rb"(?:[^\x00\s]+(?:[ \t]+[^\x00\s]+)*)?").fullmatch
 _is_target = re.compile(rb"[!-~\x80-\xff]+").fullmatch
 _is_length = re.compile(rb"[0-9]{1,18}").fullmatch
 _TRACE = (b"traceparent", b"tracestate")
+OURS = b"x-meshlib-"
+"""How the names of headers begin that only the mesh may send."""
 
 
 def call_of(request: httpx.Request, service: str, *, asynchronous: bool) -> Call:
@@ -86,7 +89,7 @@ def make_call(
 
 def render(fields: Fields) -> bytes:
     """The header lines, without those that the mesh writes itself."""
-    return b"".join([b"%b: %b\r\n" % field for field in fields if field[0].lower() not in _TRACE])
+    return b"".join([b"%b: %b\r\n" % field for field in fields if not _is_ours(field[0].lower())])
 
 
 def phases_of(timeout: dict[str, float | None]) -> PhaseTimeouts | None:
@@ -155,6 +158,10 @@ class LazyRequest(httpx.Request):
             self.__dict__ = {**build().__dict__, **own}
             self.__class__ = httpx.Request  # type: ignore[assignment]
         return self
+
+
+def _is_ours(name: bytes) -> bool:
+    return name in _TRACE or name.startswith(OURS)
 
 
 def _check_fields(fields: Fields) -> None:

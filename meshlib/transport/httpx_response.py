@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 
 from ..call import Call, Fields, Reply, Trail
-from ..errors import MeshError
+from ..errors import MeshError, TransportError
 from ..runtime.blocking import drive
 from .content_encoding import ContentDecoder, codings
 from .httpx_errors import lift
@@ -46,9 +46,24 @@ def header_list(fields: Fields) -> tuple[HeaderList, int]:
 
 
 class MeshResponse(httpx.Response):
-    """A Response whose body is decoded under a limit, `max_decoded_bytes`; above it, and for a bomb, DecodingError."""
+    """A Response whose body is decoded under a limit, `max_decoded_bytes`; above it, and for a bomb, DecodingError.
+
+    A streamed body without an encoding has the same limit where it is read whole (`read`, `aread`: what a client of
+    your own over `mesh.transport()` does); above it, RemoteProtocolError. Piece by piece it has none.
+    """
 
     max_decoded_bytes: int
+    comes_in_pieces: bool
+
+    def read(self) -> bytes:
+        """As httpx, under the limit."""
+        self._get_content_decoder().whole = self.comes_in_pieces
+        return super().read()
+
+    async def aread(self) -> bytes:
+        """As httpx, under the limit."""
+        self._get_content_decoder().whole = self.comes_in_pieces
+        return await super().aread()
 
     def _get_content_decoder(self) -> Any:
         if not hasattr(self, "_decoder"):
@@ -66,7 +81,7 @@ def response_of(
         stream=httpx.ByteStream(reply.body) if reply.stream is None else streamed(call, reply, request),
         extensions=_extensions(call, reply),
     )
-    response.max_decoded_bytes = max_decoded_bytes
+    response.max_decoded_bytes, response.comes_in_pieces = max_decoded_bytes, reply.stream is not None
     return response
 
 
@@ -129,8 +144,12 @@ class BlockingStreamed(_Streamed, httpx.SyncByteStream):
             self._open = False
             drive(self._reply.discard())
 
-    def __del__(self) -> None:
-        self.close()
+    def __del__(self) -> None:  # inside any lock, so nothing here may take one that is not re-entrant
+        if self._open:
+            self._ended()
+            drop = getattr(self._stream, "drop", None)
+            if drop is not None:
+                drop()
 
 
 class LazyResponse(httpx.Response):
@@ -172,18 +191,27 @@ def decoded(headers: HeaderList, body: bytes, max_bytes: int) -> bytes:
 
 
 class _Decoder:
-    """A decoder as httpx wants one: its errors are httpx's too, and httpx gives them their request."""
+    """A decoder as httpx wants one: its errors are httpx's too, and httpx gives them their request.
+
+    `whole`: every piece is kept by the reader, so their sum is limited.
+    """
 
     def __init__(self, headers: httpx.Headers, max_bytes: int, trail: Trail | None) -> None:
         values = [value for name, value in headers.raw if name.lower() == b"content-encoding"]
         self._applied, self._max, self._trail = codings(values), max_bytes, trail
         self._decoder: ContentDecoder | None = None
+        self.whole, self._size = False, 0
 
     def decode(self, data: bytes) -> bytes:
         try:
             if self._decoder is None:
                 self._decoder = ContentDecoder(self._applied, self._max)
-            return self._decoder.decode(data)
+            piece = self._decoder.decode(data)
+            self._size += len(piece)
+            if self.whole and self._size > self._max:
+                message = f"the body, read whole, is larger than {self._max} bytes"
+                raise TransportError(message, phase="read", cause="too_large")
+            return piece
         except MeshError as e:
             raise lift(e, None, self._trail) from e.__cause__
 

@@ -27,12 +27,14 @@ _log = logging.getLogger("meshlib.transport")
 
 
 class Lifespan:
-    """The application's lifespan inside the mesh's. Speaks for an application that has none."""
+    """The application's lifespan inside the mesh's. Speaks for an application that has none, or has ended its own while
+    the server goes on.
+    """
 
     def __init__(self, mesh_app: MeshAsgi, scope: Scope, receive: Receive, send: Send) -> None:
         self.mesh_app, self.host, self.scope = mesh_app, mesh_app.host, scope
         self._receive, self._send = receive, send
-        self.answered = self.replayed = self.ended = False
+        self.answered = self.replayed = self.serving = self.told = self.ended = False
 
     async def run(self) -> None:
         await self._receive()
@@ -44,29 +46,41 @@ class Lifespan:
             await self._stop()
 
     async def _application(self) -> None:
+        last: Message = {"type": "lifespan.shutdown.complete"}
         try:
             await self.mesh_app.app(self.scope, self.receive, self.send)
         except Exception as error:
-            if self.answered:
+            if self.answered and not self.serving:
                 raise
-            _log.debug("the application has no lifespan: %r", error)
+            if self.serving:
+                _log.error("the application's lifespan ended with an error", exc_info=error)
+                last = {"type": "lifespan.shutdown.failed", "message": repr(error)}
+            else:
+                _log.debug("the application has no lifespan: %r", error)
         if not self.answered:
             await self.send({"type": "lifespan.startup.complete"})
-            await self._receive()
-            await self.send({"type": "lifespan.shutdown.complete"})
+        if self.serving:
+            if not self.told:
+                await self._receive()
+            await self.send(last)
 
     async def receive(self) -> Message:
         """The application's view: startup first, although it was taken already; then what the server says."""
         if not self.replayed:
             self.replayed = True
             return {"type": "lifespan.startup"}
-        return await self._receive()
+        message = await self._receive()
+        self.told = True
+        return message
 
     async def send(self, message: Message) -> None:
         if not message["type"].startswith("lifespan."):
             raise RuntimeError(f"{message['type']} is no answer to a lifespan")
         self.answered = True
-        if message["type"] != "lifespan.startup.complete":
+        self.serving = message["type"] == "lifespan.startup.complete"
+        if message["type"] == "lifespan.startup.failed":
+            self.mesh_app.failure = message.get("message", "")
+        if not self.serving:
             await self._stop()
         await self._send(message)
 
@@ -79,6 +93,7 @@ class Lifespan:
                 raise RuntimeError(NO_PEERS)
         except Exception as error:
             _log.debug("the mesh did not start", exc_info=error)
+            self.mesh_app.failure = str(error)
             await self._send({"type": "lifespan.startup.failed", "message": str(error)})
             return False
         state[HOST] = self.host

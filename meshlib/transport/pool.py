@@ -77,7 +77,8 @@ C = TypeVar("C", bound=Connection)
 class Pool(Generic[C]):
     """The state of one endpoint's pool. Not thread-safe: a threaded driver holds its lock around every method.
 
-    `idle` alone may be popped without it (`list.pop` is atomic): that is the whole way of a warm call.
+    `idle` alone may be popped without it (`list.pop` is atomic): that is the whole way of a warm call. So it may change
+    between any two steps here; only the atomic `append`, `pop` and `remove` decide whose a connection is.
     """
 
     __slots__ = (
@@ -106,12 +107,14 @@ class Pool(Generic[C]):
     def reuse(self, now: float) -> tuple[C | None, list[C]]:
         """The newest idle connection that may be used, and the stale ones found before it, to be closed."""
         stale: list[C] = []
-        while self.idle:
-            connection = self.idle.pop()
+        while True:
+            try:
+                connection = self.idle.pop()
+            except IndexError:
+                return None, stale
             if connection.usable_until > now:
                 return connection, stale
             stale.append(connection)
-        return None, stale
 
     def may_connect(self) -> bool:
         """True: a slot and a permit are the caller's; it connects now. False: it must wait."""
@@ -138,12 +141,17 @@ class Pool(Generic[C]):
         except ValueError:
             pass
 
-    def connect_ended(self, connection: C | None, now: float, lifetime: float = float("inf")) -> None:
-        """A connect succeeded, or failed (None). `lifetime`: seconds for which our certificate is still valid."""
+    def connect_ended(
+        self, connection: C | None, now: float, lifetime: float = float("inf"), *, failed: bool = True
+    ) -> None:
+        """A connect succeeded, or not (None). `lifetime`: seconds for which our certificate is still valid.
+
+        `failed`: without a connection, because connecting failed; False: because the caller gave up.
+        """
         self.connecting -= 1
         if connection is None:
             self.open -= 1
-            self.connect_failures_total += 1
+            self.connect_failures_total += failed
         else:
             self.connects_total += 1
             age = self._settings.max_age_s * (0.9 + 0.2 * self._rng.random())
@@ -174,16 +182,13 @@ class Pool(Generic[C]):
         connection.pooled = False
         self.open -= 1
         self.connections.discard(connection)
-        if connection in self.idle:
-            self.idle.remove(connection)
+        self._take(connection)
         self._grant()
 
     def expire(self, now: float) -> list[C]:
         """Idle connections that may not be used any more, to be closed; they leave the pool now."""
-        stale = [c for c in self.idle if self.retired or c.usable_until <= now]
-        if stale:
-            self.idle[:] = [c for c in self.idle if c not in stale]
-        return stale
+        old = [c for c in self.idle[:] if self.retired or c.usable_until <= now]
+        return [c for c in old if self._take(c)]
 
     def forget(self) -> None:
         """Drop everything without closing: after a fork it belongs to the parent."""
@@ -202,6 +207,14 @@ class Pool(Generic[C]):
             connects_total=self.connects_total,
             connect_failures_total=self.connect_failures_total,
         )
+
+    def _take(self, connection: C) -> bool:
+        """Remove it from the idle ones. False: it is not there, or a caller took it a moment ago."""
+        try:
+            self.idle.remove(connection)
+        except ValueError:
+            return False
+        return True
 
     def _grant(self) -> None:
         """Something became free: let waiters connect, oldest first."""

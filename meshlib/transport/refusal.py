@@ -72,9 +72,9 @@ def refuse(
     return Refusal(status, tuple(headers), body)
 
 
-def refusal_of(error: MeshError) -> Refusal:
-    """The answer to a call that ended in `error`."""
-    begun = error.sent or error.trail is not None
+def refusal_of(error: MeshError, *, begun: bool = False) -> Refusal:
+    """The answer to a call that ended in `error`. `begun`: it is known that the application had begun."""
+    begun = begun or error.sent or error.trail is not None
     rejected = error if isinstance(error, Rejected) else None
     return refuse(
         _status(error),

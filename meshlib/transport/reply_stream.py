@@ -26,7 +26,7 @@ class StreamedConnection(Protocol):
         """Close now."""
 
     def drop(self) -> None:
-        """Close, from any thread and in the middle of anything: the garbage collector calls it."""
+        """Close, from any thread and in the middle of anything: the garbage collector calls it. Takes no lock."""
 
 
 class HttpReplyStream:
@@ -68,13 +68,19 @@ class HttpReplyStream:
         else:
             self._give_up(connection, _given_up())
 
+    def drop(self) -> None:
+        """Give it up from where the garbage collector runs: any thread, and perhaps inside the pool's lock."""
+        connection = self._connection
+        if connection is not None:
+            self._connection, self._error = None, _given_up()
+            connection.drop()
+
     def _give_up(self, connection: StreamedConnection, error: MeshError) -> None:
         self._connection, self._error = None, error
         connection.abort()
 
     def __del__(self) -> None:
-        if self._connection is not None:
-            self._connection.drop()
+        self.drop()
 
 
 def _given_up() -> TransportError:

@@ -2,12 +2,13 @@
 
 A shutdown (SIGTERM, SIGINT, or `stop()`):
 
-    draining ──── propagation_s ───▶ stop accepting ──── in-flight ends, at most grace_s ───▶ closed
-    /readyz says 503,                idle connections close                                   the application's
-    every response closes                                                                     lifespan ends
+    draining ──── propagation_s ───▶ stop accepting ──── LINGER_S ───▶ idle ones close ──── grace_s ───▶ closed
+    /readyz says 503,                open connections                  in-flight ends                    the lifespan
+    every response closes            are served                                                          ends
 
-In `propagation_s` the rest of the mesh learns of it while everything is still accepted, so no caller is refused. A
-second Ctrl-C ends at once. Sources: Envoy drain, Kubernetes pod termination, FAULTS F16, F33.
+In `propagation_s` the rest of the mesh learns of it while everything is still accepted, so no caller is refused. An
+idle connection may have a request on its way to us, so it is served a little longer than new ones. A second Ctrl-C ends
+at once. Sources: Envoy drain, Kubernetes pod termination, FAULTS F16, F33.
 """
 
 from __future__ import annotations
@@ -18,12 +19,14 @@ import logging
 import math
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import uvicorn
 
+from ..errors import ConfigError
 from .asgi import AsgiApp, Host, MeshAsgi
 from .lifespan import PEERS
 from .uvicorn import PeerProtocol
@@ -33,6 +36,9 @@ PROPAGATION_S = 1.0
 """How long the mesh is given to learn that this server drains."""
 GRACE_S = 30.0
 """How long requests in flight may take once nothing is accepted any more; Kubernetes' termination grace."""
+LINGER_S = 1.0
+"""How long connections that are open are still served when no new one is accepted; less where none is open."""
+LINGER_STEP_S = 0.02
 LAST_WORDS_S = 1.0
 """How long the lifespan may take when a second signal ends everything."""
 BACKLOG = 2048
@@ -45,7 +51,8 @@ class MeshServer:
     """Serves `app` until it is told to stop. `host` None: without a mesh, for the limits and the drain alone.
 
     `bind` and `port` are used where no `sockets` are given; port 0 takes a free one. `on_listening` is called once with
-    the real `host:port`. `on_tick` is called about every second. Bounds are seconds, ≥ 0.
+    the real `host:port`. `on_tick` is called about every second. Bounds are seconds, ≥ 0. It
+    drains after `max_requests`.
     """
 
     def __init__(
@@ -72,10 +79,11 @@ class MeshServer:
         self.address = ""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._server: _Uvicorn | None = None
-        self._stopping = False
+        self._asked = self._stopping = False
 
     async def serve(self) -> None:
-        """Start, serve, drain, close. Raises what the mesh's start raised, OSError when the port is taken.
+        """Start, serve, drain, close. Raises what the mesh's start raised, OSError when the port is taken, ConfigError
+        when the application's lifespan fails. After `stop()` it ends as soon as it has begun.
 
         In the main thread SIGTERM and SIGINT drain; elsewhere signals are left alone.
         """
@@ -86,11 +94,13 @@ class MeshServer:
         if not self.sockets:
             self.sockets = [_listen(self.bind, self.port)]
         server = self._server = _Uvicorn(self._config(), self)
+        server.should_exit = self._asked
         try:
             with self._signals(), _quiet():
                 await self._until_stopped(server)
-        except SystemExit as error:
-            raise RuntimeError("the application did not start; the log says why") from error
+        except SystemExit:
+            said = str(getattr(self.app, "failure", "")).strip().splitlines() or ["its lifespan failed; see the log"]
+            raise ConfigError(f"the application did not start: {said[-1]}") from None
         finally:
             for listener in self.sockets:
                 listener.close()
@@ -110,6 +120,7 @@ class MeshServer:
 
     def stop(self, *, force: bool = False) -> None:
         """Begin the shutdown; `force` skips the propagation and what is in flight. From any thread."""
+        self._asked = True
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._stop, force)
 
@@ -154,7 +165,7 @@ class MeshServer:
             server_header=False,
             proxy_headers=False,
             backlog=BACKLOG,
-            limit_max_requests=self.max_requests,
+            reset_contextvars=True,
             timeout_keep_alive=math.ceil(self.protocol.KEEP_ALIVE_S),
             timeout_graceful_shutdown=math.ceil(self.grace_s),
         )
@@ -183,12 +194,16 @@ class _Uvicorn(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         if counter % 10 == 0 and self.owner.on_tick is not None:
             self.owner.on_tick()
+        most = self.owner.max_requests
+        if most is not None and self.server_state.total_requests >= most:
+            self.owner._stop(force=False)
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         if self.force_exit:
             for connection in list(self.server_state.connections):
                 connection.transport.abort()
+        await self._linger(sockets or ())
         host = self.owner.host
         if host is None:
             await super().shutdown(sockets)
@@ -206,14 +221,26 @@ class _Uvicorn(uvicorn.Server):
                     asyncio.gather(*tasks, self.lifespan.shutdown(), return_exceptions=True), LAST_WORDS_S
                 )
 
+    async def _linger(self, sockets: Sequence[socket.socket]) -> None:
+        for server in self.servers:
+            server.close()
+        for listener in sockets:
+            listener.close()
+        for _ in range(round(LINGER_S / LINGER_STEP_S)):
+            if not self.server_state.connections or self.force_exit:
+                break
+            await asyncio.sleep(LINGER_STEP_S)
+
 
 def adapt(app: Any, host: Host | None) -> AsgiApp:
     """Whatever an application is (ASGI, WSGI, `mesh.asgi`, `mesh.wsgi`), as the ASGI application to serve."""
     if isinstance(app, MeshAsgi):
         return app
     if isinstance(app, MeshWsgi):
-        return MeshAsgi(as_asgi(app.app), app.host)
-    asgi = as_asgi(app) if looks_like_wsgi(app) else app
+        return MeshAsgi(as_asgi(app.app, sys.maxsize), app.host)
+    asgi: AsgiApp = app
+    if looks_like_wsgi(app):
+        asgi = as_asgi(app) if host is None else as_asgi(app, sys.maxsize)
     return asgi if host is None else MeshAsgi(asgi, host)
 
 

@@ -123,7 +123,11 @@ def handshake_error(error: ssl.SSLError, tls: ClientTls, address: str) -> MeshEr
 def read_error(error: ssl.SSLError, tls: ClientTls, address: str, *, fresh: bool, reused: bool) -> MeshError:
     """The error of TLS after the handshake. `fresh`: no byte of a reply has ever come on this connection."""
     if fresh and _refused(error):
-        return refused(error, tls, address)
+        refusal = refused(error, tls, address)
+        refusal.sent = (
+            True  # the request went out before the alert came: the peer's word that it was not read is no proof
+        )
+        return refusal
     return TransportError(
         f"{address}: TLS failed: {error.reason or error}", phase="read", cause="protocol", reused=reused
     )

@@ -3,10 +3,13 @@
 Rules:
   * the verified peer of the connection (a SpiffeId, or None) is in `scope["state"]["meshlib.peer"]`; nothing else is;
   * a connection to a mesh with mTLS starts TLS here, with the mesh's own context, so that any uvicorn command line will
-    do. `permissive` also takes plaintext: the first byte tells (22 is a TLS handshake, no HTTP method begins so);
-  * a request begins only when every byte received so far was well-formed: what is refused never ran;
-  * everything has a bound: head, fields, request line, pipelined requests, connections of one address, and the time
-    for the handshake, the head, and each stretch of the body.
+    do;
+  * a request begins only when every byte received so far was well-formed: what is refused never ran. A refusal is
+    written only where the answer to the refused request belongs, never into another response;
+  * each request runs in a copy of the connection's own context: what one sets, the next does not see (cpython#140947);
+  * everything has a bound: head, fields, request line, body, chunk extensions, trailers, what is read after an early
+    answer, pipelined requests, connections of one address, and the time for the handshake, the head, and each stretch
+    of the body and of the response.
 Sources: RFC 9112, FAULTS F20–F22 (uvicorn#157), llhttp strict, Envoy `request_headers_timeout`.
 """
 
@@ -14,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import contextvars
 import re
 import ssl
 import weakref
@@ -23,6 +27,7 @@ from typing import Any
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
+from ..config.endpoints import is_loopback
 from ..identity.tls import peer_of
 from . import tcp
 from .headers import HOST, PEER
@@ -30,13 +35,14 @@ from .headers import HOST, PEER
 REASONS = {
     400: "the request is not well-formed HTTP/1.1",
     408: "the request did not arrive in time",
+    413: "the request body is too large",
     414: "the request target is too long",
     431: "the request header is too large",
     501: "the transfer coding is not supported",
     505: "only HTTP/1.0 and HTTP/1.1 are spoken here",
 }
 _BAD_CODING = re.compile(rb"\ntransfer-encoding[ \t]*:[ \t]*(?!chunked[ \t]*\r?\n)[^\r\n]*\r?\n", re.IGNORECASE)
-_TLS_HANDSHAKE = b"\x16"
+_BODY_FIELDS = {b"content-length", b"transfer-encoding"}
 
 
 class _RefusedError(Exception):
@@ -57,6 +63,14 @@ class PeerProtocol(HttpToolsProtocol):
     HEAD_TIMEOUT_S = 10.0
     BODY_STRETCH_S = 10.0
     BODY_BYTES_PER_S_MIN = 100
+    BODY_FRAMING_MAX = 64 * 1024
+    """Chunk sizes, chunk extensions and trailers since the last byte of the body."""
+    DRAIN_BYTES_MAX = 64 * 1024
+    """What is read of a body whose request is answered already; for at most `BODY_STRETCH_S`."""
+    WRITE_STRETCH_S = 10.0
+    WRITE_BYTES_PER_S_MIN = 100
+    TLS_CLOSE_S = 1.0
+    """How long the peer is given to answer the end of TLS."""
     KEEP_ALIVE_S = 75.0
 
     _open: weakref.WeakKeyDictionary[Any, collections.Counter[str]] = weakref.WeakKeyDictionary()
@@ -70,6 +84,10 @@ class PeerProtocol(HttpToolsProtocol):
         self._made = False
         self._phase = "idle"
         self._head_bytes = self._fields = self._unparsed = self._stretch_bytes = 0
+        self._framing_bytes = self._body_bytes = self._drained = self._unsent = 0
+        self._body_max: int | None = None
+        self._running: RequestResponseCycle | None = None
+        self._write_timer: asyncio.TimerHandle | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._timer_is_head = False
         self._accepted: list[tuple[RequestResponseCycle, Any]] | None = None
@@ -79,26 +97,29 @@ class PeerProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Called for the accepted connection, and once more for the TLS inside it."""
         ssl_object = transport.get_extra_info("ssl_object")
-        if not self._address and not self._admit(transport):
-            transport.abort()
-            return
+        if not self._address:
+            self._socket, self._context = transport, contextvars.copy_context()
+            if not self._admit(transport):
+                transport.abort()
+                return
         self.transport = transport
         self.connections.add(self)
         host: Any = self.app_state.get(HOST)
         context = None if host is None else host.listener()
         if context is None or ssl_object is not None:
             self._opened(transport, ssl_object)
-        elif host.strict:
-            self._secure(context)
+        elif host.loopback_only and not _within_machine(transport):
+            transport.abort()  # whatever server this is, and wherever it was told to listen
         else:
-            self._phase = "sniff"
-            self._arm(self.HANDSHAKE_TIMEOUT_S, transport.abort)
+            self._secure(context)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
+        self._stop_write_timer()
         self._release()
         if self._made:
             super().connection_lost(exc)
+            self._disconnect(self._running)
 
     def _opened(self, transport: asyncio.Transport, ssl_object: Any) -> None:
         self.app_state = {**self.app_state, PEER: peer_of(ssl_object)}
@@ -106,34 +127,22 @@ class PeerProtocol(HttpToolsProtocol):
         super().connection_made(transport)
         self._arm(self.HEAD_TIMEOUT_S, self._head_late)
 
-    def _secure(self, context: ssl.SSLContext, early: bytes = b"") -> None:
+    def _secure(self, context: ssl.SSLContext) -> None:
         """Put TLS between the connection and this protocol, at once: `loop.start_tls` is a step later, and on uvloop
         what is read in between would be plaintext believed to have come through TLS.
         """
         done = self.loop.create_future()
         done.add_done_callback(self._secured)
-        timeout_s: Any = self.HANDSHAKE_TIMEOUT_S
-        tls = sslproto.SSLProtocol(self.loop, self, context, done, server_side=True, ssl_handshake_timeout=timeout_s)
+        times: Any = {"ssl_handshake_timeout": self.HANDSHAKE_TIMEOUT_S, "ssl_shutdown_timeout": self.TLS_CLOSE_S}
+        tls = sslproto.SSLProtocol(self.loop, self, context, done, server_side=True, **times)
         self.transport.set_protocol(tls)
         tls.connection_made(self.transport)
-        if early:
-            tls.get_buffer(len(early))[: len(early)] = early
-            tls.buffer_updated(len(early))
 
     def _secured(self, done: asyncio.Future[Any]) -> None:
         """The handshake is over. Failed, gone or too late: there is nobody to answer."""
         failed = done.cancelled() or done.exception() is not None
         if failed or not self._made:
             self._release()
-
-    def _sniffed(self, data: bytes) -> None:
-        self._stop_timer()
-        self._phase = "idle"
-        if data.startswith(_TLS_HANDSHAKE):
-            self._secure(self.app_state[HOST].listener(), data)
-        else:
-            self._opened(self.transport, None)
-            self.data_received(data)
 
     def _admit(self, transport: asyncio.Transport) -> bool:
         """Count the connection against its address; False: there are too many of it."""
@@ -161,12 +170,11 @@ class PeerProtocol(HttpToolsProtocol):
     # The bytes
 
     def data_received(self, data: bytes) -> None:
-        if self._phase == "sniff":
-            self._sniffed(data)
-            return
         self._unset_keepalive_if_required()
         in_head = self._phase == "head"
         self._accepted = []
+        if self._phase == "body":
+            self._framing_bytes += len(data)
         try:
             self.parser.feed_data(data)
             if in_head and self._phase == "head":
@@ -174,6 +182,9 @@ class PeerProtocol(HttpToolsProtocol):
             self._check_unfinished(data)
         except httptools.HttpParserUpgrade:
             if self._should_upgrade():
+                if self._accepted or self._is_answering():
+                    self._refuse(400)
+                    return
                 self.handle_websocket_upgrade()
                 return
             # Upgrade is ignored (RFC 9110 §7.8); what follows is not for this parser, so it is the last request.
@@ -184,7 +195,7 @@ class PeerProtocol(HttpToolsProtocol):
         finally:
             accepted, self._accepted = self._accepted, None
         for cycle, app in accepted:
-            super()._start_asgi_task(cycle, app)
+            self._run(cycle, app)
         self._watch(len(data))
 
     def handle_websocket_upgrade(self) -> None:
@@ -201,7 +212,11 @@ class PeerProtocol(HttpToolsProtocol):
         websocket.connection_lost = connection_lost
 
     def _check_unfinished(self, data: bytes) -> None:
-        """A head whose end has not come: too long already, or with a coding that will be refused anyway?"""
+        """A head whose end has not come: too long already, or with a coding that will be refused anyway? A body of
+        which nothing comes but framing?
+        """
+        if self._phase == "body" and self._framing_bytes > self.BODY_FRAMING_MAX:
+            self._fail(431)
         if self._phase == "head":
             if self._unparsed > self.HEAD_BYTES_MAX:
                 self._fail(431)
@@ -210,9 +225,18 @@ class PeerProtocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         if self._accepted is None:
-            super()._start_asgi_task(cycle, app)
+            self._run(cycle, app)
         else:
             self._accepted.append((cycle, app))
+
+    def _run(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._running = cycle
+        task = self.loop.create_task(cycle.run_asgi(app), context=self._context.copy())
+        task.add_done_callback(self.tasks.discard)
+        self.tasks.add(task)
+
+    def _is_answering(self) -> bool:
+        return self._running is not None and not self._running.response_complete
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -238,13 +262,36 @@ class PeerProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         if self.parser.get_http_version() not in ("1.0", "1.1"):
             self._fail(505)
-        if (
-            len({value for name, value in self.headers if name == b"host"}) > 1
-            or len(self.pipeline) >= self.PIPELINED_MAX
-        ):
+        names = [name for name, _ in self.headers]
+        hosts, is_old = names.count(b"host"), self.parser.get_http_version() == "1.0"
+        if hosts > 1 or (hosts == 0 and not is_old) or (is_old and b"transfer-encoding" in names):
+            self._fail(400)
+        if len(self.pipeline) >= self.PIPELINED_MAX or b"%00" in self.url:
+            self._fail(400)
+        if self.parser.should_upgrade() and self._should_upgrade() and not _BODY_FIELDS.isdisjoint(names):
             self._fail(400)
         self._phase = "body"
+        self._framing_bytes = self._body_bytes = self._drained = 0
+        host: Any = self.app_state.get(HOST)
+        self._body_max = None if host is None else host.max_request_body
         super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """The piece that passes the limit is still handed on: the adapter answers it with its document."""
+        if self._body_max is not None and self._body_bytes > self._body_max:
+            self._fail(413)
+        self._framing_bytes = 0
+        self._body_bytes += len(body)
+        if self.cycle is not None and self.cycle.response_complete:
+            self._drained += len(body)
+            if self._drained > self.DRAIN_BYTES_MAX:
+                self._fail(413)
+        super().on_body(body)
+
+    def on_response_complete(self) -> None:
+        if self._phase == "body" and self._running is self.cycle:
+            self._arm(self.BODY_STRETCH_S, self.transport.close)
+        super().on_response_complete()
 
     def on_message_complete(self) -> None:
         self._phase = "idle"
@@ -255,22 +302,36 @@ class PeerProtocol(HttpToolsProtocol):
         raise _RefusedError
 
     def _refuse(self, status: int) -> None:
-        """Answer in the application's place, unless a response is on its way, and close."""
+        """Answer in the application's place, if it is this request's turn and no byte of its response is out; close."""
         self._stop_timer()
         self.pipeline.clear()
-        cycle = self.cycle
-        if not self.transport.is_closing() and (cycle is None or cycle.response_complete or not cycle.response_started):
+        if not self.transport.is_closing() and self._may_answer():
             text = REASONS[status].encode("ascii")
             head = b"content-type: text/plain; charset=utf-8\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
             self.transport.write(STATUS_LINE[status] + head % len(text) + text)
+        self._disconnect(self.cycle)
+        self._disconnect(self._running)
+        self.transport.close()
+
+    def _may_answer(self) -> bool:
+        """Is the request that is refused the next to be answered, and still unanswered?"""
+        running = self._running
+        if running is None:
+            return True
+        if self._phase == "body" and running is self.cycle:
+            return not running.response_started
+        return running.response_complete
+
+    def _disconnect(self, cycle: RequestResponseCycle | None) -> None:
         if cycle is not None and not cycle.response_complete:
             cycle.disconnected = True
             cycle.message_event.set()
-        self.transport.close()
 
-    # The clock: one timer, for the head or for the current stretch of the body
+    # The clock: one timer for the head or the current stretch of the body, one for a response that is not read
 
     def _watch(self, received: int) -> None:
+        if self._phase == "body" and self._running is self.cycle is not None and self.cycle.response_complete:
+            return  # the drain has its own time
         if self._phase == "body":
             self._stretch_bytes += received
             if self._timer is None or self._timer_is_head:
@@ -310,3 +371,37 @@ class PeerProtocol(HttpToolsProtocol):
             return
         self._stretch_bytes = 0
         self._arm(self.BODY_STRETCH_S, self._body_stretch)
+
+    def pause_writing(self) -> None:
+        """The peer reads more slowly than the application writes: from now on it must keep a pace."""
+        super().pause_writing()
+        self._unsent = self._to_send()
+        self._stop_write_timer()
+        self._write_timer = self.loop.call_later(self.WRITE_STRETCH_S, self._write_stretch)
+
+    def resume_writing(self) -> None:
+        self._stop_write_timer()
+        super().resume_writing()
+
+    def _write_stretch(self) -> None:
+        sent = self._unsent - self._to_send()
+        if sent < self.WRITE_BYTES_PER_S_MIN * self.WRITE_STRETCH_S:
+            self._socket.abort()
+            return
+        self._unsent -= sent
+        self._write_timer = self.loop.call_later(self.WRITE_STRETCH_S, self._write_stretch)
+
+    def _to_send(self) -> int:
+        below = self._socket.get_write_buffer_size() if self._socket is not self.transport else 0
+        return self.transport.get_write_buffer_size() + below
+
+    def _stop_write_timer(self) -> None:
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+            self._write_timer = None
+
+
+def _within_machine(transport: asyncio.BaseTransport) -> bool:
+    """Did the connection come to a loopback address, or a unix socket?"""
+    name = transport.get_extra_info("sockname")
+    return not isinstance(name, tuple) or is_loopback(str(name[0]))

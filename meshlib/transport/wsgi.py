@@ -2,20 +2,22 @@
 
 The peer is the connection's: from the ASGI scope under `a2wsgi` (put there by `transport.uvicorn.PeerProtocol`), or
 from the TLS socket under gunicorn's threads; never from a header or an environ value of the server's own making.
-Everything else is as in `transport.asgi`. WSGI has no lifespan: the mesh starts at first use.
+Everything else is as in `transport.asgi`. WSGI has no lifespan: the mesh starts at first use. Under an event loop a
+request takes a thread when its body is there, so that slow uploads hold none.
 Sources: PEP 3333, a2wsgi, gunicorn gthread (`environ["gunicorn.socket"]`).
 """
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import Context, copy_context
+from dataclasses import replace
 from http import HTTPStatus
 from itertools import chain
-from typing import Any
+from tempfile import SpooledTemporaryFile
+from typing import IO, Any
 from urllib.parse import quote
 
 from ..call import Call, Reply
@@ -25,7 +27,7 @@ from ..runtime.blocking import drive
 from ..served import SERVED
 from ..stack import Service
 from .asgi import NO_IDENTITY, AsgiApp, Host, Message, Receive, Scope, Send, remote_trace, too_large
-from .headers import NO_RETRY, PEER, read_served, strip_environ
+from .headers import NO_RETRY, PEER, read_served, sift, strip_environ, without_own
 from .refusal import EXCHANGE, Refusal, refusal_of, refuse
 
 Environ = dict[str, Any]
@@ -36,6 +38,11 @@ _PATH_SAFE = "/:@!$&'()*+,;=~-._"
 
 WSGI_THREADS = 40
 """Threads that serve a WSGI application under an event loop; anyio's default for the same purpose."""
+BODY_IN_MEMORY_MAX = 1 << 20
+"""A request body beyond this waits for its thread in a temporary file."""
+BODY_BYTES_MAX = 100 << 20
+"""The largest body where there is no mesh to say; the default of `limits.max_request_body`."""
+BODY_PIECE = 256 * 1024
 
 
 class MeshWsgi:
@@ -51,18 +58,16 @@ class MeshWsgi:
         host, peer = self.host, peer_of_environ(environ)
         if peer is None and host.strict:
             return _answer(refuse(403, "identity", NO_IDENTITY), start_response)
-        trusted = peer is not None or host.listener() is None
-        strip_environ(environ, trusted=trusted)
+        strip_environ(environ)
         environ[PEER] = peer
         headers = _headers(environ)
-        served = read_served(headers, peer, host.now, trusted=trusted)
+        served = read_served(sift(headers).mesh, peer, host.now)
         exchange = _Exchange(environ, start_response, host, served)
         target = _target(environ)
         lines = b"".join([b"%b: %b\r\n" % field for field in headers])
         call = Call(host.name, environ["REQUEST_METHOD"], target, lines, exchange, served=served)
         call.started = host.now()
-        if trusted:
-            call.trace = remote_trace(call)
+        call.trace = remote_trace(call)
         token, answering = SERVED.set(served), EXCHANGE.set(exchange)
         try:
             if int(environ.get("CONTENT_LENGTH") or 0) > host.max_request_body:
@@ -72,7 +77,7 @@ class MeshWsgi:
         except MeshError as error:
             if exchange.begun:
                 raise
-            return _answer(refusal_of(error), exchange.start_response)
+            return exchange.refuse(refusal_of(error, begun=exchange.input.exceeded))
         finally:
             EXCHANGE.reset(answering)
             SERVED.reset(token)
@@ -102,7 +107,9 @@ class _Exchange:
     """One request and its response; a served call's `body`. The response's pieces go to the server untouched."""
 
     framed = True
-    __slots__ = ("_start", "begun", "body", "environ", "error", "headers", "host", "iterable", "served", "status")
+    __slots__ = (
+        "_start", "begun", "body", "environ", "error", "headers", "host", "input", "iterable", "served", "status",
+    )  # fmt: skip
 
     def __init__(self, environ: Environ, start_response: StartResponse, host: Host, served: Any) -> None:
         self.environ, self._start, self.host, self.served = environ, start_response, host, served
@@ -110,7 +117,7 @@ class _Exchange:
         self.body: Iterator[bytes] = iter(())
         self.iterable: Iterable[bytes] = ()
         self.headers: list[tuple[bytes, bytes]] = []
-        environ["wsgi.input"] = _Input(environ["wsgi.input"], host)
+        self.input = environ["wsgi.input"] = _Input(environ["wsgi.input"], host)
 
     def pieces(self) -> Any:
         raise RuntimeError("the body of a served call is read by the application, through WSGI")
@@ -119,10 +126,15 @@ class _Exchange:
         if self.error is not None and status.startswith("500"):
             raise self.error
         self.begun, self.status = True, int(status[:3])
+        self.headers = without_own((n.encode("latin-1"), v.encode("latin-1")) for n, v in headers)
         if self.status >= 500 and self.served.spent:
-            headers = [*headers, (NO_RETRY.decode("ascii"), "1")]
-        self.headers = [(n.encode("latin-1"), v.encode("latin-1")) for n, v in headers]
-        return self._start(status, headers, *exc_info)
+            self.headers.append((NO_RETRY, b"1"))
+        return self._start(status, [(n.decode("latin-1"), v.decode("latin-1")) for n, v in self.headers], *exc_info)
+
+    def refuse(self, refusal: Refusal) -> list[bytes]:
+        """Answer in the application's place."""
+        spent = ((NO_RETRY, b"1"),) if refusal.status >= 500 and self.served.spent else ()
+        return _answer(replace(refusal, headers=(*refusal.headers, *spent)), self._start)
 
     async def read(self) -> bytes:
         """The next piece of the response: for whoever discards it."""
@@ -160,6 +172,11 @@ class _Input:
 
     def __init__(self, stream: Any, host: Host) -> None:
         self._stream, self._host, self._left = stream, host, host.max_request_body
+
+    @property
+    def exceeded(self) -> bool:
+        """Has the application read beyond the limit?"""
+        return self._left < 0
 
     def read(self, size: int = -1) -> bytes:
         if size is None or size < 0:
@@ -207,23 +224,50 @@ def looks_like_wsgi(app: Any) -> bool:
     return len(positional) == 2
 
 
-def as_asgi(app: WsgiApp) -> AsgiApp:
-    """A WSGI application as an ASGI one (a2wsgi, 40 threads). A body cut short is an error, not a short body."""
+def as_asgi(app: WsgiApp, max_body: int = BODY_BYTES_MAX) -> AsgiApp:
+    """A WSGI application as an ASGI one (a2wsgi, 40 threads). It begins when the whole body is there: at most
+    `max_body` bytes, more is 413. Behind a mesh `max_body` is sys.maxsize: the limit is the mesh's.
+    """
     from a2wsgi import WSGIMiddleware
 
     bridge: Any = WSGIMiddleware
     adapted = bridge(_with_peer(app), workers=WSGI_THREADS)
 
     async def asgi(scope: Scope, receive: Receive, send: Send) -> None:
-        async def complete() -> Message:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                raise asyncio.IncompleteReadError(b"", None)
-            return message
+        if scope["type"] != "http":
+            await adapted(scope, receive, send)
+            return
+        with SpooledTemporaryFile(max_size=BODY_IN_MEMORY_MAX) as body:
+            size = await _read_whole(receive, body, max_body)
+            if size is None:
+                return  # the client has gone: there is nobody to answer
+            if size > max_body:
+                refusal = refuse(413, "transport", f"the request body is larger than {max_body} bytes")
+                fields = [*refusal.headers, (b"connection", b"close")]
+                await send({"type": "http.response.start", "status": 413, "headers": fields})
+                await send({"type": "http.response.body", "body": refusal.body})
+                return
 
-        await adapted(scope, complete if scope["type"] == "http" else receive, send)
+            async def replay() -> Message:
+                piece = body.read(BODY_PIECE)
+                return {"type": "http.request", "body": piece, "more_body": bool(piece)}
+
+            await adapted(scope, replay, send)
 
     return asgi
+
+
+async def _read_whole(receive: Receive, body: IO[bytes], most: int) -> int | None:
+    """Read the request's body, until it is over `most`; its size. None: the client has gone."""
+    size, more = 0, True
+    while more and size <= most:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return None
+        size += body.write(message.get("body", b""))
+        more = message.get("more_body", False)
+    body.seek(0)
+    return size
 
 
 def _close(iterable: Iterable[bytes]) -> None:

@@ -50,6 +50,18 @@ def test_without_an_authority_nothing_is_made(mesh_file: Path) -> None:
     assert list((mesh_file.parent / "state").iterdir()) == []
 
 
+def test_a_damaged_authority_is_a_sentence(mesh_file: Path) -> None:
+    """Exit code 1, what is wrong with which file, and what to do, for leaves and for the root."""
+    DevSource(mesh_file.parent / "state", "shop.dev", "orders").fetch()
+    (mesh_file.parent / "state/dev-ca/authority.json").write_text("")
+    for arguments in ((), ("--root",)):
+        result = run("--config", str(mesh_file), *arguments)
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert result.stderr.startswith("meshlib: ")
+        assert "authority.json is no usable authority" in result.stderr
+        assert "remove the folder" in result.stderr
+
+
 def test_the_default_is_the_mesh_of_this_process(
     mesh_file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import jsonschema
@@ -95,6 +96,38 @@ def test_what_cannot_be_read_is_one_problem(tmp_path: Path) -> None:
     assert run("check", str(tmp_path)).exit_code == 1
     assert json.loads(run("check", str(tmp_path), "--json").stdout)["problems"][0]["message"]
     assert run("check", str(tmp_path / "none.yaml")).exit_code == 2
+
+
+def test_a_pipe_is_no_file_to_wait_for(tmp_path: Path) -> None:
+    """`check` and `explain` say so at once, exit code 1: named itself, as a part, or as a file of endpoints."""
+    pipe = tmp_path / "pipe.yaml"
+    os.mkfifo(pipe)
+    file = tmp_path / "mesh.conf"
+    file.write_text("version: 1\nmesh: shop\nservices: {a: {endpoints: [{file: pipe.yaml}]}}\n")
+    for given in (pipe, tmp_path, file):
+        for command in (("check", str(given)), ("explain", str(given), "a")):
+            result = run(*command)
+            assert (result.exit_code, result.stdout) == (1, ""), command
+            assert "not a regular file" in result.stderr
+        (problem,) = json.loads(run("check", str(given), "--json").stdout)["problems"]
+        assert "not a regular file" in problem["message"]
+
+
+def test_a_directory_is_one_mesh(tmp_path: Path) -> None:
+    """`check` counts all parts and `explain` sees them; a mistake names its part, and the count the directory."""
+    (tmp_path / "mesh.yaml").write_text("version: 1\nmesh: shop\n")
+    (tmp_path / "services.yaml").write_text(GOOD.removeprefix("version: 1\nmesh: shop\n"))
+    good = run("check", str(tmp_path))
+    assert (good.exit_code, good.stderr) == (0, "")
+    assert good.stdout.startswith(f"{tmp_path}: ok: mesh shop, 2 services, 2 endpoints, 2 routes, version ")
+    asked = run("explain", str(tmp_path), "inventory", "--path", "/items/7")
+    assert (asked.exit_code, "route      main" in asked.stdout) == (0, True)
+    (tmp_path / "zone.yaml").write_text("zome: x\n")
+    bad = run("check", str(tmp_path))
+    assert bad.exit_code == 1
+    assert bad.stderr.splitlines()[0].startswith(f"{tmp_path}/zone.yaml:1:1: zome: unknown field")
+    assert bad.stderr.splitlines()[1] == f"{tmp_path}: 1 problem"
+    assert run("explain", str(tmp_path), "inventory").exit_code == 1
 
 
 def test_the_count_of_very_many_problems_is_not_a_lie(tmp_path: Path) -> None:

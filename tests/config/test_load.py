@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -121,6 +123,39 @@ def test_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert refused("mesh.yaml") == [f"mesh.yaml: cannot be read: No such file or directory; {hint}"]
     assert refused("mesh.yaml/x\0") == [f"mesh.yaml/x\0: cannot be read: embedded null byte; {hint}"]
     assert refused(tmp_path) == [f"{tmp_path}: a directory of a mesh has from 1 to {MAX_FILES} *.yaml files, not 0"]
+
+
+def test_what_is_no_regular_file(tmp_path: Path) -> None:
+    """A pipe, a device or a folder in the place of a file is a sentence at once, not a wait for somebody to write."""
+    os.mkfifo(tmp_path / "pipe")
+    os.mkfifo(tmp_path / "part.yaml")
+    hint = "name a mesh.yaml or a directory of them"
+    odd = "it is a pipe or a device, not a regular file"
+    assert refused(tmp_path / "pipe") == [f"{tmp_path}/pipe: cannot be read: {odd}; {hint}"]
+    assert refused(tmp_path) == [f"{tmp_path}/part.yaml: cannot be read: {odd}; {hint}"]
+    (tmp_path / "part.yaml").unlink()
+    for name, why in (("pipe", odd), ("/dev/zero", odd), (".", "Is a directory")):
+        file = tmp_path / "mesh.yaml"
+        file.write_text(HEAD + f"services: {{a: {{endpoints: [{{file: {name}}}]}}}}\n")
+        assert refused(file) == [f"{file}:3:35: services.a.endpoints[0].file: '{name}' cannot be read: {why}"]
+    file.unlink()
+    (tmp_path / "folder.yaml").mkdir()
+    assert refused(tmp_path) == [f"{tmp_path}/folder.yaml: cannot be read: Is a directory; {hint}"]
+
+
+@pytest.mark.parametrize("call", ["open", "listdir", "stat"])
+def test_what_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+    """A file, a directory, or the way to it that this user may not enter is a sentence with the reason."""
+
+    def denied(*_: object, **__: object) -> NoReturn:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    given = tmp_path if call == "listdir" else tmp_path / "mesh.yaml"
+    (tmp_path / "mesh.yaml").write_text(HEAD)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, call, denied)
+        lines = refused(given)
+    assert lines == [f"{given}: cannot be read: Permission denied; name a mesh.yaml or a directory of them"]
 
 
 def test_relative_paths_survive_chdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

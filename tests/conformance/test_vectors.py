@@ -65,7 +65,9 @@ def wrong(name: str, entry: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize("name", CHECKS)
 def test_an_adapter_can_say_no(name):
     """The first entry with its expectation turned round is False: no adapter agrees with everything."""
-    entry = entries(name)[0]
+    found = entries(name)
+    # The first accepted request has no Host, which is refused whatever is expected of it.
+    entry = next((e for e in found if "host:" in e.get("text", "host:").lower() and e.get("accept", True)), found[0])
     assert run(name, entry) is True
     assert run(name, wrong(name, entry)) is False
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import ssl
 import threading
@@ -26,6 +27,8 @@ ORDERS, STOCK = (SpiffeId.for_service("shop.dev", name) for name in ("orders", "
 
 class Issuer:
     """A source in memory: whatever authorities are in `issuing` and `trusted` now, or `failure`."""
+
+    loopback_only = False
 
     def __init__(self, spiffe_id: SpiffeId, authority: CertificateAuthority) -> None:
         self.id, self.issuing, self.trusted = spiffe_id, authority, [authority]
@@ -276,17 +279,26 @@ def test_threads_that_race_build_one_context() -> None:
     assert len(set(map(id, seen))) == 1
 
 
+def test_the_source_says_how_far_its_identity_goes(tmp_path: Path) -> None:
+    """That of `dev` is for the loopback interface, whatever address a server is bound to; another need not be."""
+    local = Credentials(DevSource(tmp_path / "state", "shop.dev", "orders"), "shop.dev")
+    assert (local.loopback_only, Pair().orders.loopback_only) == (True, False)
+
+
 def test_no_key_is_ever_printed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Neither logs nor reprs nor errors have a line of a private key, on good paths and bad."""
     dev._warn.cache_clear()
     source = DevSource(tmp_path / "state", "shop.dev", "orders")
     with caplog.at_level(logging.DEBUG):
         credentials = Credentials(source, "shop.dev")
-        keys = credentials.svid.private_key_pem, (tmp_path / "state/dev-ca/root.key").read_bytes()
+        state = tmp_path / "state/dev-ca/authority.json"
+        keys = credentials.svid.private_key_pem, json.loads(state.read_bytes())["signer"]["key"].encode()
         shown = [credentials, credentials.svid, credentials.bundle, credentials.client(STOCK), source]
         shown += [credentials.listener(), credentials._live]
         rotate_leaves(tmp_path / "state")
-        (tmp_path / "state/dev-ca/root.key").write_bytes(keys[0])  # a key, but not the root's
+        kept = json.loads(state.read_bytes())
+        kept["signer"]["key"] = keys[0].decode()  # a key, but not the root's
+        state.write_text(json.dumps(kept))
         assert not credentials.refresh()
     text = caplog.text + "".join(map(repr, shown)) + repr(credentials.renewal_error)
     secrets = [line for key in keys for line in key.decode().splitlines()[1:3]]  # the rest is the public half

@@ -15,8 +15,9 @@ import pytest
 
 from meshlib.identity import dev
 from meshlib.identity.ca import LEAF_LIFE_S, ROOT_LIFE_S
-from meshlib.identity.dev import ROOT_RENEW_S, DevSource, rotate_leaves, rotate_root
-from meshlib.identity.svid import PeerIdentityError, verify_svid
+from meshlib.identity.dev import DevSource, rotate_leaves, rotate_root
+from meshlib.identity.roots import PROPAGATION_S, ROOT_RENEW_S, Roots
+from meshlib.identity.svid import PeerIdentityError, Svid, TrustBundle, verify_svid
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -85,14 +86,14 @@ def test_processes_that_come_at_once_make_one_authority(tmp_path: Path) -> None:
     bundle = (tmp_path / "state/dev-ca/bundle.pem").read_bytes()
     assert seen == {hashlib.sha256(bundle).hexdigest() + "\n"}
     assert bundle.count(b"BEGIN CERTIFICATE") == 1
-    assert (tmp_path / "state/dev-ca/generation").read_text() == "1\n"
+    assert Roots.load((tmp_path / "state/dev-ca/authority.json").read_bytes()).generation == 1
 
 
 def test_nobody_else_can_read_it(tmp_path: Path) -> None:
     """Folders are 0700, files 0600, and no temporary file is left."""
     _source(tmp_path / "state").fetch()
     folder = tmp_path / "state/dev-ca"
-    assert {path.name for path in folder.iterdir()} == {"root.pem", "root.key", "bundle.pem", "generation", "lock"}
+    assert {path.name for path in folder.iterdir()} == {"authority.json", "bundle.pem", "lock"}
     for path in (tmp_path / "state", folder):
         assert stat.S_IMODE(path.stat().st_mode) == 0o700
     for path in folder.iterdir():
@@ -175,7 +176,7 @@ def test_a_leaf_is_renewed_at_half_life_with_jitter(tmp_path: Path, chance: floa
 
 
 def test_an_old_root_is_replaced_in_time(tmp_path: Path) -> None:
-    """With less than 30 days left the next fetch makes a new root and keeps the old one believed."""
+    """With less than 30 days left the next fetch makes a new root, which signs once everybody has learned of it."""
     clock = Clock()
     source = _source(tmp_path / "state", clock=clock)
     _, before = source.fetch()
@@ -185,7 +186,22 @@ def test_an_old_root_is_replaced_in_time(tmp_path: Path) -> None:
     svid, after = source.fetch()
     assert after.pem.endswith(before.pem)
     assert len(after.roots()) == 2
+    assert verify_svid(svid.chain(), {"shop.dev": before}, clock.now) == svid.id
+    clock.now += PROPAGATION_S + 2
+    svid, same = source.fetch()
+    assert same == after
     assert svid.not_after == clock.now + LEAF_LIFE_S
+    with pytest.raises(PeerIdentityError):
+        verify_svid(svid.chain(), {"shop.dev": before}, clock.now)
+
+
+def test_a_root_that_has_ended_is_replaced_at_once(tmp_path: Path) -> None:
+    """A project that was left alone for two years starts again."""
+    clock = Clock()
+    _source(tmp_path / "state", clock=clock).fetch()
+    clock.now += 2 * ROOT_LIFE_S
+    svid, bundle = _source(tmp_path / "state", clock=clock).fetch()
+    assert verify_svid(svid.chain(), {"shop.dev": bundle}, clock.now) == svid.id
 
 
 def test_a_deleted_folder_comes_back(tmp_path: Path) -> None:
@@ -200,21 +216,26 @@ def test_a_deleted_folder_comes_back(tmp_path: Path) -> None:
 
 
 def test_a_damaged_authority_is_refused(tmp_path: Path) -> None:
-    """A key of another root, or rubbish, is a sentence that says what to remove; so is another trust domain's."""
+    """Rubbish, an empty or a cut file is a sentence that says what to remove; another trust domain is told, too."""
     source = _source(tmp_path / "state")
     source.fetch()
     with pytest.raises(ValueError, match=r"trust domain shop\.dev does not issue"):
         DevSource(tmp_path / "state", "bank.dev", "vault", wall=Clock()).fetch()
-    (tmp_path / "state/dev-ca/root.key").write_bytes(b"rubbish")
-    with pytest.raises(ValueError, match="remove the folder"):
-        source.fetch()
+    state = tmp_path / "state/dev-ca/authority.json"
+    whole = state.read_bytes()
+    for damaged in (b"", b"rubbish", b"\xff", b"[]", whole[:200]):
+        state.write_bytes(damaged)
+        for step in (source.fetch, lambda: rotate_leaves(tmp_path / "state"), lambda: rotate_root(tmp_path / "state")):
+            with pytest.raises(ValueError, match=r"authority\.json is no usable authority: .*remove the folder"):
+                step()
 
 
 def test_rotation_needs_an_authority(tmp_path: Path) -> None:
     """A wrong state_dir is an error, not a new authority."""
     for rotate in (rotate_leaves, rotate_root):
-        with pytest.raises(FileNotFoundError):
+        with pytest.raises(FileNotFoundError, match="holds no authority yet; the first process"):
             rotate(tmp_path / "nothing")
+    assert not (tmp_path / "nothing").exists()
 
 
 def test_a_new_root_is_believed_before_it_signs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,6 +253,116 @@ def test_a_new_root_is_believed_before_it_signs(tmp_path: Path, monkeypatch: pyt
     assert source.changed()
     after, _ = source.fetch()
     assert verify_svid(after.chain(), {"shop.dev": bundle}, clock.now) == leaf.id
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
+@pytest.mark.parametrize("instant", range(8))
+def test_a_rotation_killed_anywhere_leaves_a_mesh_that_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, instant: int
+) -> None:
+    """Before or after any rename: all believe all, and one more rotation ends with a new root and no rest."""
+    clock, state = Clock(), tmp_path / "state"
+    sources = [_source(state, name, clock) for name in ("orders", "stock")]
+    held = [source.fetch() for source in sources]
+
+    def look(*_: object) -> None:
+        held[:] = [source.fetch() if source.changed() else kept for source, kept in zip(sources, held, strict=True)]
+        _all_believe_all([*held, _source(state, "cart", clock).fetch()], clock.now)
+
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        _kill_at(patched, instant)
+        rotate_root(state, now=clock.now, propagation_s=0)
+    look()
+    monkeypatch.setattr(dev.time, "sleep", look)
+    before = held[0][1].roots()[0]
+    rotate_root(state, now=clock.now)
+    look()
+    assert len(held[0][1].roots()) == 2
+    assert (before in held[0][1].roots()[1:]) is (instant < 3 or instant > 6)  # else that rotation was only ended
+    assert {path.name for path in (state / "dev-ca").iterdir()} == {"authority.json", "bundle.pem", "lock"}
+
+
+def _kill_at(monkeypatch: pytest.MonkeyPatch, instant: int) -> None:
+    """Two steps of two renames each: `instant` 0 is before the first, 1 after it, up to 7 after the last."""
+    rename, instants = Path.rename, iter(range(8))
+
+    def killing(path: Path, target: Path) -> None:
+        if next(instants) == instant:
+            raise Killed
+        rename(path, target)
+        if next(instants) == instant:
+            raise Killed
+
+    monkeypatch.setattr(Path, "rename", killing)
+
+
+def _all_believe_all(held: list[tuple[Svid, TrustBundle]], now: float) -> None:
+    for svid, _ in held:
+        for _, bundle in held:
+            assert verify_svid(svid.chain(), {"shop.dev": bundle}, now) == svid.id
+
+
+def test_a_stopped_rotation_is_ended_by_who_comes_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that fetches puts the new root to use, but not before everybody can have learned of it."""
+    clock, state = Clock(), tmp_path / "state"
+    source = _source(state, clock=clock)
+    _, before = source.fetch()
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(dev.time, "sleep", _killed)
+        rotate_root(state, now=clock.now)
+    leaf, _ = source.fetch()
+    assert verify_svid(leaf.chain(), {"shop.dev": before}, clock.now) == leaf.id
+    clock.now += PROPAGATION_S + 2
+    assert not source.changed()
+    leaf, _ = _source(state, "stock", clock).fetch()
+    with pytest.raises(PeerIdentityError):
+        verify_svid(leaf.chain(), {"shop.dev": before}, clock.now)
+    assert source.changed()
+
+
+def _killed(_seconds: float) -> None:
+    raise Killed
+
+
+def test_two_rotations_at_once_are_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that begins while another waits joins it; the later end changes nothing, and all believe all."""
+    clock, state = Clock(), tmp_path / "state"
+    source = _source(state, clock=clock)
+    held, generations = [source.fetch()], []
+
+    def meanwhile(_seconds: float) -> None:
+        monkeypatch.setattr(dev.time, "sleep", lambda _: held.append(source.fetch()))
+        generations.append(rotate_root(state, now=clock.now))
+        held.append(_source(state, "stock", clock).fetch())
+
+    monkeypatch.setattr(dev.time, "sleep", meanwhile)
+    generations.append(rotate_root(state, now=clock.now))
+    assert generations == [3, 3]
+    held.append(source.fetch())
+    _all_believe_all(held[1:], clock.now)
+    assert len(held[-1][1].roots()) == 2
+
+
+def test_rotations_that_follow_each_other_break_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process looks only in the middle of each rotation, never between two: all leaves and bundles still agree."""
+    clock, state = Clock(), tmp_path / "state"
+    slow, quick = _source(state, clock=clock), _source(state, "stock", clock)
+    held = {slow: slow.fetch(), quick: quick.fetch()}
+
+    def look(_seconds: float) -> None:
+        for source in (slow, quick):
+            assert source.changed()
+            held[source] = source.fetch()
+            _all_believe_all(list(held.values()), clock.now)
+
+    monkeypatch.setattr(dev.time, "sleep", look)
+    for _ in range(4):
+        rotate_root(state, now=clock.now)
+        held[quick] = quick.fetch()
+        _all_believe_all(list(held.values()), clock.now)
 
 
 def test_only_for_trust_domains_of_development(tmp_path: Path) -> None:

@@ -131,17 +131,35 @@ def test_when_none_is_left_the_error_says_why_for_each():
     """NoHealthyEndpoint names every endpoint with its own reason, as data and in the message."""
     of, chance = cluster([1, 1]), rng()
     shut(of, 0)
+    shut(of, 1)
     for _ in range(5):
         of.nodes[1].erred(0.0, chance, 0, may_eject=True)
+    shut(of, 1)
     with pytest.raises(NoHealthyEndpoint) as caught:
         of.pick(0.1, chance)
     why = caught.value.why
     assert list(why) == ["n0:80", "n1:80"]
     assert why["n0:80"].startswith("cannot be connected to, next probe in 0.")
-    assert why["n1:80"] == "ejected for its errors, next probe in 29.9 s"
+    assert why["n1:80"].startswith("cannot be connected to, next probe in 0.")
     assert all(f"{address}: {reason}" in str(caught.value) for address, reason in why.items())
     with pytest.raises(NoHealthyEndpoint, match="it has no endpoints"):
         cluster([]).pick(0.0, chance)
+
+
+def test_one_that_answers_badly_is_better_than_none():
+    """F08: the only reachable endpoint is not ejected; an ejected one is picked when the others cannot be reached."""
+    of, chance = cluster([1, 1]), rng()
+    shut(of, 0)
+    for _ in range(10):
+        of.answered(of.nodes[1], 503, 0.01, 0.05, chance, 0)
+    assert of.pick(0.1, chance)[0] is of.nodes[1]
+    assert of.nodes[1].ejection.until == 0.0, "the only reachable one was ejected"
+    of = cluster([1, 1])
+    for _ in range(5):
+        of.answered(of.nodes[1], 503, 0.01, 0.0, chance, 0)
+    assert of.nodes[1].ejection.until > 0.0
+    shut(of, 0)
+    assert of.pick(0.1, chance)[0] is of.nodes[1]
 
 
 @pytest.mark.parametrize("policy", POLICIES)

@@ -292,6 +292,14 @@ def test_the_caller_is_told_when_this_tier_has_spent_its_retries(outcomes, more,
     assert served.spent is spent
 
 
+def test_a_reply_is_not_lost_to_an_empty_pick():
+    """The 503 that was to be retried is the answer when no endpoint is left for the second attempt."""
+    first = reply(503)
+    tier = Tier(first, NoHealthyEndpoint("svc", {"a:1": "ejected"}))
+    assert tier.run() is first
+    assert "not retried: no endpoint of 'svc'" in tier.call.trail.notes[-1]
+
+
 def test_a_bug_is_not_retried():
     """Only errors of the tree are failures of the network; anything else goes up at once."""
     tier = Tier()

@@ -32,12 +32,13 @@ SERVER_SVID = identity_of("orders")
 
 
 class FakeHost:
-    """The server side of a mesh; `tls`: None is mTLS disabled, else strict or permissive."""
+    """The server side of a mesh; `tls`: None is mTLS disabled, else "strict"."""
 
     def __init__(
         self, tls: str | None = None, max_request_body: int = 1000, max_concurrency: int | None = None
     ) -> None:
         self.name, self.strict, self.draining = "orders.default", tls == "strict", False
+        self.loopback_only = False
         self.max_request_body, self.max_concurrency = max_request_body, max_concurrency
         self.now = time.monotonic
         self.in_flight = InFlight()

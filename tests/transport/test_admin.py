@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from collections.abc import Iterator
+from http.server import HTTPServer
+from typing import Any
 
 import pytest
 from serving_host import parts, read_all
 
 from meshlib.errors import ConfigError
-from meshlib.transport.admin import REQUEST_BYTES_MAX, THREADS_MAX, AdminServer
+from meshlib.transport.admin import ACCEPT_PAUSE_S, REQUEST_BYTES_MAX, THREADS_MAX, AdminServer
 
 
 class State:
@@ -95,6 +98,44 @@ def test_a_ninth_connection_is_closed(admin: AdminServer) -> None:
             continue
     else:
         pytest.fail("it did not recover")
+
+
+def test_a_request_has_one_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that sends a byte now and then is closed when its time is over, not given that time for each byte."""
+    monkeypatch.setattr("meshlib.transport.admin.TIMEOUT_S", 0.3)
+    server = AdminServer("127.0.0.1:0", live=lambda: True, ready=lambda: (True, ""), metrics=str)
+    try:
+        with connect(server) as dripping:
+            dripping.settimeout(0.05)
+            for _ in range(100):
+                try:
+                    dripping.sendall(b"G")
+                    if not dripping.recv(1):
+                        break
+                except TimeoutError:
+                    continue
+                except ConnectionError:
+                    break
+            else:
+                pytest.fail("5 s of single bytes were taken")
+    finally:
+        server.close()
+
+
+def test_no_descriptor_left_is_waited_out(admin: AdminServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """accept without a free file descriptor: a pause before it is tried again, then the answer."""
+    pauses: list[float] = []
+    accept = HTTPServer.get_request
+
+    def exhausted(server: HTTPServer) -> Any:
+        if not pauses:
+            raise OSError(errno.EMFILE, "too many open files")
+        return accept(server)
+
+    monkeypatch.setattr(HTTPServer, "get_request", exhausted)
+    monkeypatch.setattr("meshlib.transport.admin.time.sleep", pauses.append)
+    assert ask(admin, "/livez")[0] == 200
+    assert pauses == [ACCEPT_PAUSE_S]
 
 
 @pytest.mark.parametrize("listen", ["", "9000", "127.0.0.1:", "127.0.0.1:70000", "a:b"])

@@ -86,15 +86,6 @@ def test_a_request_is_a_call_down_the_stack() -> None:
     assert host.in_flight.count == 0
 
 
-def test_a_strangers_headers_are_not_believed() -> None:
-    """With mTLS on and no identity (permissive) the mesh's fields are removed and the trace starts anew."""
-    host = FakeHost("permissive")
-    trace = (b"traceparent", b"00-" + b"1" * 32 + b"-" + b"2" * 16 + b"-01")
-    asked(MeshAsgi(echo, host), http("/", [(b"x-meshlib-deadline-ms", b"0"), trace]), b"")
-    assert host.calls[0].header("x-meshlib-deadline-ms") == []
-    assert host.calls[0].trace is None
-
-
 @pytest.mark.parametrize("state", [True, False])
 def test_strict_fails_closed(state: bool) -> None:
     """In strict a request whose connection has no verified peer, or that no one says anything about, is 403."""
@@ -174,7 +165,9 @@ def test_a_chunked_body_is_counted() -> None:
     assert asked(MeshAsgi(echo, host), http(), b"ab", b"cd")[0]["status"] == 200
     for app in (echo, stubborn):
         sent = asked(MeshAsgi(app, host), http(), b"ab", b"cde")
-        assert (refusal(sent)[0], len(sent)) == (413, 2)
+        status, headers, _ = refusal(sent)
+        assert (status, len(sent)) == (413, 2)
+        assert b"x-meshlib-refused" not in headers
 
 
 def test_a_spent_call_tells_its_caller_not_to_retry() -> None:
@@ -190,6 +183,18 @@ def test_a_spent_call_tells_its_caller_not_to_retry() -> None:
     mesh = MeshAsgi(app, FakeHost())
     assert (b"x-meshlib-no-retry", b"1") in asked(mesh, http("/503"), b"")[0]["headers"]
     assert asked(mesh, http("/200"), b"")[0]["headers"] == []
+
+
+def test_a_relayed_refusal_is_not_the_meshs() -> None:
+    """An application that passes on an upstream's answer, fields and all, does not say that it did nothing itself."""
+
+    async def relay(scope: Scope, receive: Receive, send: Send) -> None:
+        fields = [(b"X-Meshlib-Refused", b"shed"), (b"x_meshlib_no_retry", b"1"), (b"x-kept", b"1")]
+        kind = "websocket.accept" if scope["type"] == "websocket" else "http.response.start"
+        await send({"type": kind, "status": 503, "headers": fields})
+
+    for kind in ("http", "websocket"):
+        assert asked(MeshAsgi(relay, FakeHost()), {**http(), "type": kind})[0]["headers"] == [(b"x-kept", b"1")]
 
 
 def test_a_draining_server_closes_each_connection() -> None:

@@ -17,6 +17,7 @@ from raw_server import OK, Peer, RawServer, answering, call, descriptors, mute, 
 from meshlib.call import PhaseTimeouts
 from meshlib.endpoint import Endpoint
 from meshlib.errors import DeadlineExceeded, MeshError, Rejected, TransportError
+from meshlib.transport import asyncio_http
 from meshlib.transport.asyncio_http import AsyncHttpTransport
 from meshlib.transport.limits import HttpLimits
 from meshlib.transport.pool import CONNECTING_MAX, PoolSettings
@@ -60,6 +61,71 @@ def test_callers_wait_for_a_connection_in_turn() -> None:
 
     with RawServer(answering(OK)) as server:
         run(server, scenario, max_connections=1)
+
+
+def test_a_transport_whose_loop_is_closed_is_discarded() -> None:
+    """discard(): every socket is closed, in silence; a second event loop uses a transport of its own."""
+
+    async def one(transport: AsyncHttpTransport) -> None:
+        leaf = transport.leaf(Endpoint("127.0.0.1", server.port), PoolSettings(), None, lambda _: b"")
+        assert (await leaf(call())).body == b"ok"
+        kept.append(await leaf(call(b"/streamed", streaming=True)))
+
+    with quiet_descriptors(), RawServer(serve_begun) as server:
+        for _ in range(3):
+            kept: list[Any] = []
+            transport = AsyncHttpTransport(limits=HttpLimits(), rng=random.Random(1), now=time.monotonic)
+            asyncio.run(one(transport))
+            transport.discard()
+            transport.discard()
+            kept.clear()
+            gc.collect()
+            assert transport.statistics() == {} or statistics(transport).open == 0
+        assert asyncio_http._ABANDONED == []
+
+
+def serve_begun(peer: Peer) -> None:
+    while (request := peer.request()) is not None:
+        peer.send(b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n1" if b"/streamed" in request else OK)
+
+
+def test_an_address_that_left_is_forgotten_with_its_last_connection() -> None:
+    """retire(): idle connections are closed at once, a busy one ends its call first; then nothing is left of it."""
+
+    async def scenario(transport: AsyncHttpTransport, leaf: Any) -> None:
+        reply = await leaf(call(b"/streamed", streaming=True))
+        await leaf(call())
+        transport.retire(())
+        await asyncio.sleep(0)
+        assert statistics(transport).open == 1
+        await reply.stream.aclose()
+        await asyncio.sleep(0)
+        assert transport.statistics() == {}
+        assert transport._pools == {}
+
+    with RawServer(serve_begun) as server:
+        run(server, scenario)
+
+
+def test_a_cancelled_connect_is_no_failure() -> None:
+    """Who gives up while connecting says nothing about the endpoint; a refused connect does."""
+
+    async def scenario(transport: AsyncHttpTransport, leaf: Any) -> None:
+        connecting = asyncio.create_task(leaf(call()))
+        await asyncio.sleep(0)
+        assert statistics(transport).connecting == 1
+        connecting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await connecting
+        now = statistics(transport)
+        assert (now.connecting, now.open, now.connect_failures_total) == (0, 0, 0)
+        server.__exit__()
+        with pytest.raises(TransportError, match="cannot connect"):
+            await leaf(call())
+        assert statistics(transport).connect_failures_total == 1
+
+    server = RawServer(answering(OK)).__enter__()
+    run(server, scenario)
 
 
 def test_a_full_queue_is_rejected_and_a_long_wait_ends() -> None:

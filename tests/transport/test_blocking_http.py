@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import random
+import socket
+import ssl
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +18,9 @@ from meshlib.call import PhaseTimeouts
 from meshlib.endpoint import Endpoint
 from meshlib.errors import DeadlineExceeded, Rejected, TransportError
 from meshlib.runtime.blocking import drive
+from meshlib.transport.blocking_connection import BlockingConnection
 from meshlib.transport.blocking_http import BlockingHttpTransport
+from meshlib.transport.http1 import ResponseReader
 from meshlib.transport.limits import HttpLimits
 from meshlib.transport.pool import PoolSettings
 
@@ -41,7 +46,7 @@ class Client:
 
     def __exit__(self, *_: object) -> None:
         self.transport.close()
-        assert self.statistics.open == 0
+        assert self.transport.statistics() == {}
 
 
 def echoing(peer: Peer) -> None:
@@ -134,6 +139,34 @@ def test_an_interrupt_leaves_nothing_behind() -> None:
         assert client().body == b"ok"
 
 
+def test_an_address_that_left_is_forgotten_with_its_last_connection() -> None:
+    """retire(): a busy connection ends its call first; then nothing is left of the address."""
+    with RawServer(answering(BEGUN)) as server, Client(server) as client:
+        reply = client(streaming=True)
+        client.transport.retire(())
+        assert client.statistics.open == 1
+        drive(reply.stream.aclose())
+        assert client.transport.statistics() == {}
+        assert client.transport._pools == {}
+
+
+def test_tls_that_cannot_encrypt_is_a_broken_connection() -> None:
+    """An ssl.SSLError of our own side is told as ours, never raised as it is."""
+
+    class Broken:
+        def encrypt(self, data: bytes) -> bytes:
+            raise ssl.SSLError(1, "protocol is shutdown")
+
+    with RawServer(answering(OK)) as server, Client(server) as client:
+        client()
+        (connection,) = client.transport._pools[(f"127.0.0.1:{server.port}", "")].state.connections
+        connection._tls = Broken()  # type: ignore[assignment]
+        with pytest.raises(TransportError, match="protocol is shutdown") as caught:
+            client()
+        assert (caught.value.phase, caught.value.cause, caught.value.reused) == ("write", "reset", True)
+        assert client.statistics.open == 0
+
+
 def test_closing_ends_calls_of_other_threads() -> None:
     """close(): a thread that waits for a reply gets an error, at once."""
     with RawServer(mute) as server, Client(server) as client, ThreadPoolExecutor(1) as threads:
@@ -143,6 +176,78 @@ def test_closing_ends_calls_of_other_threads() -> None:
         client.transport.close()
         with pytest.raises(TransportError):
             busy.result(2)
+
+
+BEGUN = b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n1"
+
+
+@pytest.mark.parametrize("way", ["collected", "closed"])
+def test_a_reply_given_up_inside_the_pools_lock(way: str) -> None:
+    """The garbage collector runs where it likes, also under the lock: it must not wait for it. A waiter gets the slot.
+
+    `closed`: a generator that is collected closes the stream it has open.
+    """
+
+    def serve(peer: Peer) -> None:
+        while peer.request() is not None:
+            peer.send(OK if peer.number else BEGUN)
+
+    with RawServer(serve) as server, Client(server, max_connections=1) as client:
+        kept = [client(streaming=True)]
+        (pool,) = client.transport._pools.values()
+
+        def give_up() -> None:
+            with pool.lock:
+                if way == "closed":
+                    drive(kept[0].stream.aclose())
+                del kept[0]
+                gc.collect()
+
+        with ThreadPoolExecutor(1) as threads:
+            waiting = threads.submit(client)
+            while not client.statistics.waiting:
+                time.sleep(0.001)
+            collector = threading.Thread(target=give_up, daemon=True)
+            collector.start()
+            collector.join(5)
+            assert not collector.is_alive()
+            assert waiting.result(4).body == b"ok"
+
+
+class Asleep(socket.socket):
+    """A socket on which nothing ever comes; it waits on a clock of its own."""
+
+    now = 0.0
+    waits = 0
+
+    def recv(self, *_: Any) -> bytes:
+        waited = self.gettimeout()
+        assert waited is not None
+        self.now += waited
+        self.waits += 1
+        raise TimeoutError("timed out")
+
+    def send(self, *_: Any) -> int:
+        return int(bool(self.recv()))
+
+
+@pytest.mark.parametrize("armed_for", [5.0, 5.2, 4.0, 60.0])
+@pytest.mark.parametrize("body", [b"", None])
+def test_a_limit_is_kept_to_the_instant(armed_for: float, body: bytes | None) -> None:
+    """Whatever the socket's timeout was set to before: a wait ends at the limit, in a few steps, never after it."""
+    with Asleep() as asleep:
+        connection = BlockingConnection(asleep, "a:1", lambda: asleep.now, lambda *_: None)
+        asked = call()
+        for seconds in (armed_for, 5.0):
+            asked.attempt_deadline = asked.deadline = asleep.now + seconds
+            with pytest.raises(DeadlineExceeded) as caught:
+                if body is None:
+                    connection._send(asked, ResponseReader("GET", HttpLimits()), b"head")
+                else:
+                    connection._receive(ResponseReader("GET", HttpLimits()), asked, asked.deadline)
+            assert caught.value.phase == ("write" if body is None else "read")
+            assert asleep.now == pytest.approx(asked.deadline, abs=1e-6)
+        assert asleep.waits <= 8
 
 
 def test_socket_timeouts_are_set_seldom(monkeypatch: pytest.MonkeyPatch) -> None:

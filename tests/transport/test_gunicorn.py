@@ -16,7 +16,7 @@ WORKER = "meshlib.transport.gunicorn.PeerWorker"
 
 
 @pytest.mark.process
-@pytest.mark.parametrize(("app", "body"), [("permissive", b"None"), ("meshed", b"None")])
+@pytest.mark.parametrize(("app", "body"), [("disabled", b"None"), ("meshed", b"None")])
 def test_a_worker_serves_and_ends(app: str, body: bytes, program: Path, free_port: int) -> None:
     """ASGI and WSGI meshes are served; SIGTERM to the master ends worker and master with exit code 0."""
     command = (

@@ -285,6 +285,31 @@ def test_concurrency_is_per_handler() -> None:
         SERVED.reset(token)
 
 
+def test_a_guard_keeps_an_object_that_is_async() -> None:
+    """An object with an async `__call__` is guarded while it runs, not only while its coroutine is made."""
+
+    class Slow:
+        async def __call__(self) -> None:
+            await asyncio.Event().wait()
+
+    with pytest.raises(DeadlineExceeded):
+        guarded(HandlerPolicy(timeout=0.02), Slow(), Served(FakeHost().now))
+
+
+def test_a_generator_cannot_be_guarded() -> None:
+    """Its body would run after the guard has gone: TypeError where it is written."""
+
+    def sync() -> Any:
+        yield 1
+
+    async def asynchronous() -> Any:
+        yield 1
+
+    for function in (sync, asynchronous):
+        with pytest.raises(TypeError, match="is a generator"):
+            handler_guard(FakeHost(), HandlerPolicy())(function)
+
+
 def test_a_guard_inside_a_framework_still_answers_as_the_mesh() -> None:
     """FastAPI makes 500 of an error it does not know; the caller gets the refusal all the same."""
     host = FakeHost()

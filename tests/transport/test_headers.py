@@ -12,28 +12,34 @@ from meshlib.transport.headers import (
     DEADLINE_MS_MAX,
     mesh_lines,
     read_served,
-    strip,
+    sift,
     strip_environ,
+    without_own,
 )
 
 SPELLINGS = (
-    b"x-meshlib-attempt", b"X-Meshlib-Attempt", b"X_MESHLIB_ATTEMPT", b"x-meshlib_attempt", b"x-meshlib-attempt ",
-    b" x-meshlib-attempt", b"\tx-meshlib-no-such", b"x-envoy-peer-metadata", b"X_Envoy_Internal",
+    b"X_MESHLIB_ATTEMPT", b"x-meshlib_attempt", b"x-meshlib-attempt ", b" x-meshlib-attempt", b"\tx-meshlib-no-such",
+    b"x-envoy-peer-metadata", b"X_Envoy_Internal",
     b"x-forwarded-client-cert", b"X-Forwarded_Client-Cert", b"X-FORWARDED-CLIENT-CERT\t",
 )  # fmt: skip
 
 
 @pytest.mark.parametrize("name", SPELLINGS)
-def test_every_spelling_is_removed_from_a_stranger(name: bytes) -> None:
-    """No spelling of a mesh field passes from outside, alone or twice; its neighbours stay, in order."""
+def test_every_other_spelling_is_removed(name: bytes) -> None:
+    """No odd spelling of a mesh field, and no word of another mesh, passes; its neighbours stay, in order."""
     kept = [(b"accept", b"*/*"), (b"x-user", b"ada"), (b"", b"odd")]
-    assert strip([kept[0], (name, b"1"), kept[1], (name, b"2"), kept[2]], trusted=False) == kept
+    sifted = sift([kept[0], (name, b"1"), kept[1], (name, b"2"), kept[2]])
+    assert (sifted.fields, sifted.mesh) == (kept, {})
 
 
-def test_a_trusted_peer_keeps_only_the_canonical_spelling() -> None:
-    """From a peer with an identity `x-meshlib-*` stays as we spell it; certificates in headers never do."""
-    headers = [(b"x-meshlib-attempt", b"2"), (b"x_meshlib_attempt", b"9"), (b"x-forwarded-client-cert", b"By=x")]
-    assert strip(headers, trusted=True) == [(b"x-meshlib-attempt", b"2")]
+def test_one_pass_notes_what_the_mesh_reads() -> None:
+    """Our own fields by name, the trace, the first length that is one; all of it stays for the application."""
+    fields = [(b"x-meshlib-attempt", b" 2"), (b"X-Meshlib-Criticality", b"a"), (b"traceparent", b" p "),
+              (b"tracestate", b"a=b"), (b"tracestate", b"c=d"), (b"content-length", b"x"), (b"content-length", b"7")]  # fmt: skip
+    sifted = sift(fields)
+    assert sifted.fields == fields
+    assert sifted.mesh == {b"x-meshlib-attempt": b"2", b"x-meshlib-criticality": b"a"}
+    assert (sifted.parents, sifted.states, sifted.declared) == (["p"], ["a=b", "c=d"], 7)
 
 
 def test_an_environ_is_stripped_in_place() -> None:
@@ -44,15 +50,12 @@ def test_an_environ_is_stripped_in_place() -> None:
         "HTTP_X_USER": "ada",
         "PATH_INFO": "/",
     }
-    trusted = dict(environ)
-    strip_environ(environ, trusted=False)
-    strip_environ(trusted, trusted=True)
-    assert environ == {"HTTP_X_USER": "ada", "PATH_INFO": "/"}
-    assert set(trusted) == {"HTTP_X_USER", "PATH_INFO", "HTTP_X_MESHLIB_ATTEMPT"}
+    strip_environ(environ)
+    assert set(environ) == {"HTTP_X_USER", "PATH_INFO", "HTTP_X_MESHLIB_ATTEMPT"}
 
 
-def served(*headers: tuple[bytes, bytes], trusted: bool = True) -> tuple[float, int, str]:
-    made = read_served(headers, ORDERS, lambda: 100.0, trusted=trusted)
+def served(*headers: tuple[bytes, bytes]) -> tuple[float, int, str]:
+    made = read_served(sift(headers).mesh, ORDERS, lambda: 100.0)
     assert made.peer is ORDERS
     return made.deadline, made.attempt, made.criticality
 
@@ -61,7 +64,6 @@ def test_what_a_trusted_peer_says_is_read() -> None:
     """Deadline in milliseconds from now, attempt, criticality."""
     fields = [(b"x-meshlib-deadline-ms", b"1500"), (b"x-meshlib-attempt", b" 2"), (b"x-meshlib-criticality", b"high")]
     assert served(*fields) == (101.5, 2, "high")
-    assert served(*fields, trusted=False) == (FOREVER, 1, "")
     assert served((b"x-meshlib-deadline-ms", b"0"))[0] == 100.0
 
 
@@ -104,3 +106,12 @@ def test_a_call_without_deadline_or_trace_says_only_its_number() -> None:
     assert mesh_lines(call, 5.0, "cart") == b"x-meshlib-attempt: 1\r\nx-meshlib-source: cart\r\n"
     call.deadline = 4.0
     assert b"x-meshlib-deadline-ms: 0\r\n" in mesh_lines(call, 5.0)
+
+
+def test_only_the_mesh_says_its_words_in_a_response() -> None:
+    """An application's `x-meshlib-*` is removed in every spelling; the rest stays as it is, in order."""
+    kept = [(b"x-meshlibrary", b"1"), (b"Content-Length", b"2"), (b"X-Other", b"3")]
+    relayed = [
+        (name, b"shed") for name in (b"x-meshlib-refused", b"X-Meshlib-No-Retry", b"X_MESHLIB_A", b" x-meshlib-b")
+    ]
+    assert without_own([kept[0], *relayed, *kept[1:]]) == kept

@@ -191,6 +191,21 @@ def test_bad_default_headers_are_refused_too() -> None:
     assert destination.calls == []
 
 
+@pytest.mark.parametrize("name", ["x-meshlib-source", "X-Meshlib-Deadline-Ms", "X-MESHLIB-ANY"])
+def test_headers_of_the_mesh_are_not_the_users(name: str) -> None:
+    """On no path do a user's own x-meshlib-* headers go out: not a call's, not the client's."""
+    destination = Destination()
+    with MeshClient(destination) as client:
+        client.get("/a")
+        client.get("/a", headers={name: "admin"})
+        client.headers[name] = "admin"
+        client.get("/a")
+        client.get("/a", params={})
+        assert client._generic_calls == 2
+    assert len({call.lines for call in destination.calls}) == 1
+    assert not any(b"meshlib-" in call.lines.lower() for call in destination.calls)
+
+
 def test_trace_headers_of_the_client_take_httpxs_path() -> None:
     """They become the call's trace and do not go out twice."""
     destination = Destination()

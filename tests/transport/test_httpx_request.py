@@ -28,6 +28,13 @@ def test_lines_keep_order_and_case() -> None:
     assert (call.service, call.method, call.target, call.body) == ("inventory.default", "GET", b"/a?b=1", b"")
 
 
+def test_what_the_mesh_says_of_a_call_is_not_for_the_user_to_say() -> None:
+    """The user's own x-meshlib-* headers do not go out, in any spelling."""
+    assert made(headers={"X-Meshlib-Attempt": "9", "x-meshlib-source": "admin", "x-mesh": "1"}).lines == (
+        b"Host: inventory\r\nx-mesh: 1\r\n"
+    )
+
+
 def test_streaming_is_the_default_of_a_transport() -> None:
     """Only our own client says that a whole body is wanted; then the deadline covers it."""
     assert made().streaming is True

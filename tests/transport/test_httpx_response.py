@@ -44,6 +44,9 @@ class Stream:
     async def aclose(self) -> None:
         self.closed += 1
 
+    def drop(self) -> None:
+        self.closed += 1
+
 
 class Streamed:
     """A streamed response over `pieces`, and how its call ended."""
@@ -171,6 +174,30 @@ def test_a_streamed_bomb() -> None:
     assert caught.value.trail is it.call.trail
     it.response.close()
     assert it.ends == [None]
+
+
+def test_a_plain_body_read_whole_is_limited() -> None:
+    """Streamed and without an encoding: `read` keeps it all, so it stops at the limit; piece by piece there is none."""
+    it = Streamed(b"abc", b"def", kind=BlockingStreamed, limit=6)
+    assert it.response.read() == b"abcdef"
+    it = Streamed(b"abc", b"def", b"", kind=BlockingStreamed, limit=5)
+    with pytest.raises(httpx.RemoteProtocolError, match="larger than 5 bytes") as caught:
+        it.response.read()
+    assert isinstance(caught.value, TransportError)
+    assert (caught.value.cause, caught.value.trail) == ("too_large", it.call.trail)
+    it.response.close()
+    assert it.ends == [None]
+
+    async def read() -> None:
+        it = Streamed(b"abc", b"def", kind=AsyncStreamed, limit=5)
+        with pytest.raises(httpx.RemoteProtocolError):
+            await it.response.aread()
+        await it.response.aclose()
+
+    asyncio.run(read())
+    for pieces in (httpx.Response.iter_raw, httpx.Response.iter_bytes):
+        it = Streamed(b"abc", b"def", kind=BlockingStreamed, limit=5)
+        assert b"".join(pieces(it.response)) == b"abcdef"
 
 
 def test_a_whole_reply() -> None:

@@ -136,6 +136,34 @@ def test_redirects_of_a_users_client_stay_with_the_service() -> None:
     assert orders.calls == []
 
 
+def test_a_streamed_body_read_whole_is_limited() -> None:
+    """A client of the user's own reads every body whole: a plain one too stops at the limit. A streamed call does not."""
+
+    class Endless:
+        left = 40
+
+        async def read(self) -> bytes:
+            self.left -= 1
+            return bytes(1 << 16) if self.left > 0 else b""
+
+        async def aclose(self) -> None:
+            self.left = 0
+
+    service = Destination("inventory.default", lambda _: Reply(200, [], stream=Endless()))
+
+    async def ask() -> None:
+        async with httpx.AsyncClient(transport=MeshAsyncTransport(service)) as client:
+            with pytest.raises(httpx.RemoteProtocolError, match="larger than 1048576 bytes"):
+                await client.get("http://inventory/a")
+
+    asyncio.run(ask())
+    with httpx.Client(transport=MeshTransport(service)) as client:
+        with pytest.raises(httpx.RemoteProtocolError, match="larger than 1048576 bytes"):
+            client.get("http://inventory/a")
+        with client.stream("GET", "http://inventory/a") as response:
+            assert sum(map(len, response.iter_bytes())) == 39 << 16
+
+
 def test_a_transport_closes_nothing() -> None:
     """The mesh owns its connections: the transport works on."""
     transport = MeshTransport(Destination("inventory", fine))

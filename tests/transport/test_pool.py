@@ -99,6 +99,9 @@ def test_connects_are_limited_in_number_and_at_once() -> None:
     assert state.may_connect()
     assert state.statistics().open == CONNECTING_MAX + 1
     assert state.statistics().connect_failures_total == 1
+    state.connect_ended(None, 0.0, failed=False)  # the caller gave up: no failure, but slot and permit are free
+    assert state.may_connect()
+    assert state.statistics().connect_failures_total == 1
 
 
 def test_waiters_in_order_and_bounded() -> None:
@@ -161,6 +164,30 @@ def test_lower_and_higher_limits_at_run_time() -> None:
     state.wait(waiter)
     state.settings = PoolSettings(max_connections=2)
     assert waiter.given == [None]
+
+
+def test_a_connection_taken_while_the_old_ones_are_sought_is_the_takers() -> None:
+    """A thread pops `idle` without the lock, in the middle of `expire`: nobody else closes or gets that connection."""
+
+    class Racing(Connection):
+        @property
+        def usable_until(self) -> float:
+            if racing and state.idle:
+                got.append(state.idle.pop())
+            return 0.0
+
+        @usable_until.setter
+        def usable_until(self, until: float) -> None:
+            pass
+
+    state, got, racing = pool(), [], False  # type: Pool[Connection], list[Connection], bool
+    state.idle[:] = both = [Connection(), Racing()]
+    racing = True
+    stale = state.expire(5.0)
+    racing = False
+    assert got == [both[1]]
+    assert not set(map(id, got)) & set(map(id, stale + state.idle))
+    assert len(got + stale + state.idle) == 2
 
 
 def test_a_retired_pool_keeps_nothing() -> None:

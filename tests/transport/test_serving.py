@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from serving_host import FakeHost, Running, get, parts, read_all
 
+from meshlib.errors import ConfigError
 from meshlib.transport.asgi import MeshAsgi, Receive, Scope, Send
 from meshlib.transport.serving import MeshServer, adapt, serve
 from meshlib.transport.wsgi import MeshWsgi
@@ -161,19 +162,76 @@ def test_a_taken_port_is_a_sentence() -> None:
 
 
 def test_a_failing_start_is_raised() -> None:
-    """The mesh's own error comes out as it is; an application that does not start is a RuntimeError."""
+    """The mesh's own error comes out as it is; an application that does not start is a ConfigError that says why."""
 
     class Broken(FakeHost):
         async def startup(self) -> None:
             raise KeyError("identity")
 
     async def sick(scope: Scope, receive: Receive, send: Send) -> None:
-        await send({"type": "lifespan.startup.failed", "message": "no database"})
+        await send({"type": "lifespan.startup.failed", "message": "Traceback …\nOSError: no database\n"})
 
     with pytest.raises(KeyError, match="identity"):
         asyncio.run(serve(hello, Broken()))
-    with pytest.raises(RuntimeError, match="the application did not start"):
+    with pytest.raises(ConfigError, match=r"the application did not start: OSError: no database$"):
         asyncio.run(serve(sick, FakeHost()))
+
+
+def test_stop_before_the_start_is_remembered() -> None:
+    """A server that is told to stop before it runs ends when it has begun, with its mesh."""
+    host = FakeHost()
+    server = MeshServer(hello, host, propagation_s=60.0)
+    server.stop()
+    asyncio.run(asyncio.wait_for(server.serve(), 10))
+    assert host.events == ["mesh started", "mesh stopped"]
+
+
+def test_a_lifespan_that_ends_early_does_not_end_the_mesh() -> None:
+    """It may return or fail once it has started; the mesh stops with the server."""
+    for fails in (False, True):
+
+        async def short(scope: Scope, receive: Receive, send: Send, fails: bool = fails) -> None:
+            if scope["type"] != "lifespan":
+                await hello(scope, receive, send)
+                return
+            await receive()
+            await send({"type": "lifespan.startup.complete"})
+            if fails:
+                raise OSError("background")
+
+        host = FakeHost()
+        with Running(short, host) as server:
+            assert parts(server.talk(get()))[0] == 200
+            assert host.events == ["mesh started"]
+        assert host.events == ["mesh started", "mesh stopped"]
+
+
+def test_the_last_request_drains() -> None:
+    """After `max_requests` the server says so and drains as if it were told to."""
+    host = FakeHost()
+    with Running(hello, host, max_requests=2, propagation_s=0.5) as server:
+        for _ in range(2):
+            assert parts(server.talk(get()))[0] == 200
+        while not host.draining:
+            pass
+        with server.connect() as late:
+            late.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert parts(read_all(late))[1]["connection"] == "close"
+        refused(server.port)
+
+
+def test_a_request_on_its_way_to_an_idle_connection_is_served() -> None:
+    """When nothing is accepted any more, an open connection is served once more, and told to close."""
+    with Running(hello, FakeHost()) as server, server.connect() as idle:
+        idle.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        received = b""
+        while not received.endswith(b"hello"):
+            received += idle.recv(4096)
+        server.server.stop()
+        refused(server.port)
+        idle.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        status, headers, body = parts(read_all(idle))
+    assert (status, headers["connection"], body) == (200, "close", b"hello")
 
 
 def test_any_application_is_adapted() -> None:
@@ -208,7 +266,7 @@ def wsgi(environ, start_response):
     return [str(environ["meshlib.peer"]).encode()]
 
 strict = MeshAsgi(hello, FakeHost("strict"))
-permissive = MeshAsgi(hello, FakeHost("permissive"))
+disabled = MeshAsgi(hello, FakeHost())
 meshed = MeshWsgi(wsgi, FakeHost())
 
 if __name__ == "__main__":
@@ -318,7 +376,7 @@ def test_a_bare_uvicorn_needs_the_protocol_class(program: Path, free_port: int) 
     with Process(*command, "--http", "meshlib.transport.uvicorn:PeerProtocol", cwd=program.parent) as process:
         process.line("Uvicorn running")
         assert not ask(free_port).startswith(b"HTTP")
-    command = ("-m", "uvicorn", "program:permissive", "--port", str(free_port))
+    command = ("-m", "uvicorn", "program:disabled", "--port", str(free_port))
     with Process(*command, "--http", "meshlib.transport.uvicorn:PeerProtocol", cwd=program.parent) as process:
         process.line("Uvicorn running")
         assert parts(ask(free_port))[2] == b"None"

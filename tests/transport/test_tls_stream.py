@@ -115,7 +115,10 @@ def test_only_an_alert_about_our_certificate_is_an_identity_error() -> None:
     ):
         alert = ssl.SSLError(1, reason)
         alert.reason = reason
-        assert type(read_error(alert, tls, "a:1", fresh=fresh, reused=not fresh)) is kind
+        error = read_error(alert, tls, "a:1", fresh=fresh, reused=not fresh)
+        assert type(error) is kind
+        assert error.sent  # the request had gone out: a POST must not be sent again on the word of an alert
+        assert not handshake_error(alert, tls, "a:1").sent
 
 
 def test_life_of_our_certificate() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import io
 import json
 from collections.abc import Iterable, Iterator
@@ -15,7 +17,7 @@ from meshlib.errors import Rejected
 from meshlib.served import SERVED, current
 from meshlib.transport.asgi import MeshAsgi
 from meshlib.transport.headers import PEER
-from meshlib.transport.wsgi import MeshWsgi, as_asgi, looks_like_wsgi
+from meshlib.transport.wsgi import BODY_IN_MEMORY_MAX, WSGI_THREADS, MeshWsgi, as_asgi, looks_like_wsgi
 
 
 def environ(**more: Any) -> dict[str, Any]:
@@ -114,7 +116,8 @@ def test_bodies_are_limited(how: str) -> None:
         return body if isinstance(body, list) else [body]
 
     assert asked(MeshWsgi(app, FakeHost(max_request_body=6)), environ())[2] == b"abcdef"
-    assert asked(MeshWsgi(app, FakeHost(max_request_body=5)), environ())[0].startswith("413")
+    status, headers, _ = asked(MeshWsgi(app, FakeHost(max_request_body=5)), environ())
+    assert (status[:3], "x-meshlib-refused" in headers) == ("413", False)
     declared = environ(CONTENT_LENGTH="6")
     assert asked(MeshWsgi(hello, FakeHost(max_request_body=5)), declared)[0].startswith("413")
 
@@ -130,6 +133,16 @@ def test_a_spent_call_tells_its_caller_not_to_retry() -> None:
         return [b""]
 
     assert asked(MeshWsgi(app, FakeHost()), environ())[1] == {"x-meshlib-no-retry": "1"}
+
+
+def test_a_relayed_refusal_is_not_the_meshs() -> None:
+    """An application that passes on an upstream's fields does not speak for the mesh."""
+
+    def relay(env: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        start_response("503 Service Unavailable", [("X-Meshlib-Refused", "shed"), ("X-Kept", "1")])
+        return [b""]
+
+    assert asked(MeshWsgi(relay, FakeHost()), environ())[1] == {"X-Kept": "1"}
 
 
 def test_what_is_wsgi() -> None:
@@ -183,38 +196,54 @@ def test_flask_bodies_are_limited(served: Running) -> None:
     assert parts(served.talk(chunked, "cart"))[0] == 413
 
 
-def test_a_body_cut_short_is_an_error_in_the_view() -> None:
-    """A client that goes away in the middle of a body must not look like a shorter body."""
-    import asyncio
+def bridged(app: Any, *messages: Any, **options: Any) -> list[Any]:
+    """What `as_asgi` sends for a POST whose body comes in these messages."""
+    queue, sent = list(messages), []
+    scope = {
+        "type": "http", "method": "POST", "path": "/", "query_string": b"", "headers": [], "http_version": "1.1",
+    }  # fmt: skip
 
+    async def receive() -> Any:
+        return queue.pop(0)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    adapted: Any = as_asgi(app, **options)
+    asyncio.run(adapted(scope, receive, send))
+    return sent
+
+
+def size(env: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+    start_response("200 OK", [])
+    return [str(len(env["wsgi.input"].read())).encode()]
+
+
+def piece(body: bytes, *, more: bool = True) -> Any:
+    return {"type": "http.request", "body": body, "more_body": more}
+
+
+def test_a_body_cut_short_never_reaches_the_view() -> None:
+    """A client that goes away in the middle of a body must not look like a shorter body; nothing runs, or is sent."""
     seen: list[Any] = []
+    assert bridged(lambda *arguments: seen.append(arguments), piece(b"half"), {"type": "http.disconnect"}) == []
+    assert seen == []
 
-    def app(env: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        try:
-            seen.append(env["wsgi.input"].read())
-        except Exception as error:
-            seen.append(type(error))
-        start_response("200 OK", [])
-        return [b""]
 
-    async def run() -> None:
-        messages = [{"type": "http.request", "body": b"half", "more_body": True}, {"type": "http.disconnect"}]
+def test_a_body_is_whole_before_a_thread_is_taken() -> None:
+    """Small or spooled to a file, the view finds all of it; without a mesh a body over the bound is 413."""
+    for pieces in (1, 3):
+        whole = [piece(b"a" * (BODY_IN_MEMORY_MAX // 2)) for _ in range(pieces)]
+        sent = bridged(size, *whole, piece(b"b", more=False))
+        assert sent[1]["body"] == str(pieces * BODY_IN_MEMORY_MAX // 2 + 1).encode()
+    assert bridged(size, piece(b"ab"), piece(b"c", more=False), max_body=3)[1]["body"] == b"3"
+    assert bridged(size, piece(b"ab"), piece(b"cd"), max_body=3)[0]["status"] == 413
 
-        async def receive() -> Any:
-            return messages.pop(0)
 
-        async def send(message: Any) -> None:
-            return
-
-        scope = {
-            "type": "http",
-            "method": "POST",
-            "path": "/",
-            "query_string": b"",
-            "headers": [],
-            "http_version": "1.1",
-        }
-        await as_asgi(app)(scope, receive, send)
-
-    asyncio.run(run())
-    assert seen == [asyncio.IncompleteReadError]
+def test_slow_uploads_hold_no_thread() -> None:
+    """More unfinished uploads than there are threads: another request is answered all the same."""
+    with Running(size, FakeHost(max_request_body=100)) as server, contextlib.ExitStack() as held:
+        for _ in range(WSGI_THREADS):
+            upload = held.enter_context(server.connect())
+            upload.sendall(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\na")
+        assert parts(server.talk(get()))[2] in (b"0", b"1\r\n0\r\n0\r\n\r\n")

@@ -1,0 +1,108 @@
+"""Which root signs and which are believed, and the steps by which one replaces another. Pure.
+
+    settled ── propose ──▶ believed, not yet signing ── promote ──▶ settled
+
+A root is believed by all before it signs, and as long as a leaf of it may be in use. `propose` adds a root and takes
+none away; `promote` makes it sign and drops what signed before the last but one. Leaves of that one are gone by then:
+the `propose` in between told every process to take a new leaf. So any number of rotations may follow each other, each
+may stop after any step, and whoever comes next goes on from there. The whole is one text, so a step is one write.
+
+Source: SPIRE's prepared and active authorities.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+
+from .ca import BACKDATE_S, CertificateAuthority
+
+ROOT_RENEW_S = 30 * 24 * 3600.0
+"""A root with less than this left is replaced, in the same two steps, by the processes that fetch."""
+
+PROPAGATION_S = 2.0
+"""How long a new root is believed before it signs: four times what a process takes to look again (engine)."""
+
+_WHOLE_SECOND_S = 1.0  # certificates have whole seconds, rounded down: a root may look this much older than it is
+
+
+@dataclass(frozen=True, slots=True)
+class Roots:
+    """The roots of one trust domain. Each step gives another object with the next `generation`, or the same object.
+
+    `coming`: believed, and the next to sign. `previous_pem`: the certificate of the root that signed before, if any.
+    """
+
+    generation: int
+    signer: CertificateAuthority
+    coming: CertificateAuthority | None = None
+    previous_pem: bytes = b""
+
+    @classmethod
+    def create(cls, trust_domain: str, now: float) -> Roots:
+        """The first root, which signs at once: nobody believes anything yet. ValueError for a bad trust domain."""
+        return cls(1, CertificateAuthority.create(trust_domain, now=now))
+
+    @classmethod
+    def load(cls, text: bytes) -> Roots:
+        """What `dump` has written, or ValueError."""
+        try:
+            kept = json.loads(text)
+            generation, coming = kept["generation"], kept["coming"]
+            if type(generation) is not int:
+                raise ValueError(f"the generation is {generation!r}, not a number")
+            previous_pem = kept["previous"].encode()
+            return cls(generation, _authority(kept["signer"]), coming and _authority(coming), previous_pem)
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ValueError(f"it lacks a field, or has one of another type ({error})") from None
+
+    def dump(self) -> bytes:
+        """The whole as text, with the private keys."""
+        coming = None if self.coming is None else _pair(self.coming)
+        previous = self.previous_pem.decode()
+        kept = {"generation": self.generation, "signer": _pair(self.signer), "coming": coming, "previous": previous}
+        return json.dumps(kept, indent=1).encode()
+
+    @property
+    def bundle_pem(self) -> bytes:
+        """All that are believed: one to three certificates, the newest first."""
+        coming_pem = b"" if self.coming is None else self.coming.certificate_pem
+        return coming_pem + self.signer.certificate_pem + self.previous_pem
+
+    def renew_leaves(self) -> Roots:
+        """The same roots in a new generation, which tells every process to take a new leaf."""
+        return replace(self, generation=self.generation + 1)
+
+    def propose(self, now: float) -> Roots:
+        """Believe a new root. The same object where one is coming already: two rotations at once are one."""
+        if self.coming is not None:
+            return self
+        coming = CertificateAuthority.create(self.signer.trust_domain, now=now)
+        return replace(self, generation=self.generation + 1, coming=coming)
+
+    def promote(self, proposed: Roots) -> Roots:
+        """Let the root sign that was coming in `proposed`. The same object where it no longer is: it signs already."""
+        if self.coming is None or proposed.coming is None:
+            return self
+        if self.coming.certificate_pem != proposed.coming.certificate_pem:
+            return self
+        return Roots(self.generation + 1, self.coming, previous_pem=self.signer.certificate_pem)
+
+    def due(self, now: float) -> Roots:
+        """All steps that time asks for: a root that ends soon is replaced, one that is known to all begins to sign.
+
+        Where the signer has ended no leaf is valid, so there is nobody to wait for.
+        """
+        if self.coming is None:
+            ends_soon = self.signer.not_after - now < ROOT_RENEW_S
+            return self.propose(now).due(now) if ends_soon else self
+        known = now - self.coming.not_before >= BACKDATE_S + PROPAGATION_S + _WHOLE_SECOND_S
+        return self.promote(self).due(now) if known or self.signer.not_after <= now else self
+
+
+def _pair(authority: CertificateAuthority) -> dict[str, str]:
+    return {"certificate": authority.certificate_pem.decode(), "key": authority.private_key_pem.decode()}
+
+
+def _authority(pair: dict[str, str]) -> CertificateAuthority:
+    return CertificateAuthority.load(pair["certificate"].encode(), pair["key"].encode())

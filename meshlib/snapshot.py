@@ -1,0 +1,90 @@
+"""A snapshot: one configuration in force, and the plans that were compiled from it.
+
+Plans are compiled when a service is first called, or, for what was called under the snapshot before, when this one is
+put in force; then one reference is swapped. A plan is kept by its canonical service, however its name was spelt.
+What plans share with the snapshot before (nodes, budgets, limits) is in `Learned`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from .config.effective import effective
+from .config.fields import canonical_name
+from .destination import ServicePlan, compile_service
+from .errors import UnknownService
+
+if TYPE_CHECKING:
+    from .config import MeshConfig
+    from .learned import Learned
+    from .runtime import Lock
+
+NAMES_MAX = 4096
+"""Spellings of services that are kept; beyond, the oldest is looked up again when it is called."""
+SIMILAR = 0.75
+"""How alike a known name must be to be suggested (difflib's ratio)."""
+
+
+class Snapshot:
+    """`service`: who we are, canonical. `lock` guards `learned`; `compiled()` is called, under it, after a new plan.
+
+    `strict`, `max_request_body` (bytes): what the configuration says of this service as a server.
+    """
+
+    __slots__ = ("_compiled", "_learned", "_lock", "_namespace", "_plans", "_resolved", "config", "max_request_body",
+                 "strict", "version")  # fmt: skip
+
+    def __init__(
+        self, config: MeshConfig, service: str, learned: Learned, lock: Lock, compiled: Callable[[], None]
+    ) -> None:
+        self.config, self.version = config, config.version_number
+        own = effective(config, service)
+        self.strict, self.max_request_body = own.mtls == "strict", own.limits.max_request_body
+        self._namespace = service.partition(".")[2]
+        self._learned, self._lock, self._compiled = learned, lock, compiled
+        self._plans: dict[str, ServicePlan] = {}
+        self._resolved: dict[str, ServicePlan | UnknownService] = {}
+
+    def plan(self, given: str) -> ServicePlan | UnknownService:
+        """The plan of a service by the name that was given, or why there is none. Any thread."""
+        return self._resolved.get(given) or self._resolve(given)
+
+    def names(self) -> list[str]:
+        """The spellings that were asked for."""
+        return list(self._resolved)
+
+    def addresses(self) -> set[str]:
+        """The endpoints that calls may reach under the plans so far. Under the lock."""
+        return {address for plan in self._plans.values() for _, address in plan.endpoints()}
+
+    def retain(self) -> None:
+        """Let go of what was learned about anything that no plan here uses. Under the lock."""
+        plans = self._plans.values()
+        self._learned.retain(
+            {key for plan in plans for key in plan.endpoints()}, {b for plan in plans for b in plan.budgets()}
+        )
+
+    def _resolve(self, given: str) -> ServicePlan | UnknownService:
+        with self._lock:
+            known = self._resolved.get(given)
+            if known is not None:
+                return known
+            service = self.config.canonical(given, self._namespace)
+            plan = self._unknown(given) if service is None else self._plan_of(service)
+            if len(self._resolved) >= NAMES_MAX:
+                del self._resolved[next(iter(self._resolved))]
+            self._resolved[given] = plan
+            return plan
+
+    def _plan_of(self, service: str) -> ServicePlan:
+        plan = self._plans.get(service)
+        if plan is None:
+            plan = self._plans[service] = compile_service(self.config, service, self._learned)
+            self._compiled()
+        return plan
+
+    def _unknown(self, given: str) -> UnknownService:
+        close = difflib.get_close_matches(canonical_name(given), self.config.names(), 3, SIMILAR)
+        return UnknownService(given, suggestions=[name.removesuffix(".default") for name in close])
