@@ -129,13 +129,14 @@ def test_a_closed_mesh_stays_closed(tmp_path: Path) -> None:
     """Calls and starts are RuntimeErrors; closing again is nothing; no thread is left."""
     mesh = Mesh("orders", config(tmp_path))
     with mesh:
-        client = mesh.sync_client("inventory")
+        client, agent = mesh.sync_client("inventory"), mesh._engine._agent
     for again in (mesh.start, lambda: client.get("/")):
         with pytest.raises(RuntimeError, match="closed"):
             again()
     mesh.close()
     asyncio.run(mesh.aclose())
-    assert not [thread for thread in threading.enumerate() if thread.name == "meshlib-agent"]
+    assert agent is not None
+    assert not agent._thread.is_alive()
 
 
 def test_the_clients_are_kept_unless_they_have_options(tmp_path: Path) -> None:
