@@ -90,6 +90,7 @@ class AsyncConnection(asyncio.BufferedProtocol):
             await waiter
         except BaseException:
             self.abort()
+            reader.forget()
             raise
         if not reusable:
             self.usable_until = 0.0

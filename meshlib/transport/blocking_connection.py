@@ -96,6 +96,7 @@ class BlockingConnection:
                 self._receive(reader, call, phases.limit(call, cap, self._now()))
         except BaseException:
             self.abort()
+            reader.forget()
             raise
         if not complete:
             self.usable_until = 0.0

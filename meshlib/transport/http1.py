@@ -99,6 +99,10 @@ class ResponseReader:
         self._seen = 0
         return body
 
+    def forget(self) -> None:
+        """Let go of the body: nobody will take it. The error's traceback keeps this reader, and may be kept long."""
+        self._parts.clear()
+
     def feed(self, data: bytes | memoryview) -> None:
         """Take `data` in; it may be reused as soon as this returns."""
         if self.done:

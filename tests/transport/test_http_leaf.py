@@ -19,6 +19,7 @@ from meshlib.errors import DeadlineExceeded, IdentityError, TransportError
 from meshlib.runtime.blocking import drive
 from meshlib.transport.asyncio_http import AsyncHttpTransport
 from meshlib.transport.blocking_http import BlockingHttpTransport
+from meshlib.transport.http1 import ResponseReader
 from meshlib.transport.limits import HttpLimits
 from meshlib.transport.pool import PoolSettings
 
@@ -403,6 +404,27 @@ def test_a_framing_error_costs_the_connection(run: Any) -> None:
 
 
 # -- request bodies
+
+
+def test_the_error_of_a_body_that_broke_off_does_not_hold_the_body(run: Any) -> None:
+    """What had come of it is let go at once: an error lives as long as its traceback, and bodies have 100 MiB."""
+
+    def serve(peer: Peer) -> None:
+        peer.request()
+        peer.send(b"HTTP/1.1 200 OK\r\ncontent-length: 200000\r\n\r\n" + b"x" * 100_000)
+        peer.sock.close()
+
+    async def scenario(client: Client) -> None:
+        with RawServer(serve) as server, pytest.raises(TransportError) as caught:
+            await client(server)
+        held, trace = [], caught.value.__traceback__
+        while trace is not None:
+            held += [v for v in trace.tb_frame.f_locals.values() if isinstance(v, ResponseReader)]
+            trace = trace.tb_next
+        assert held, "the traceback shows the reader, or this test proves nothing"
+        assert [reader.waiting for reader in held] == [0] * len(held)
+
+    run(scenario)
 
 
 @pytest.mark.parametrize("size", [0, 1, 65536, 65537, 3_000_000])
