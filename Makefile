@@ -36,7 +36,7 @@ test: check
 	$(PYTEST) --doctest-modules meshlib/testing
 
 faults: $(STAMP)
-	MESHLIB_FUZZ=10000 $(PYTEST) -m faults -s
+	MESHLIB_FUZZ=10000 $(PYTEST) -m "faults or fuzz" -s
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks

@@ -4,7 +4,7 @@
     python docs/generate.py --check    change nothing; exit 1 and name the pages that are stale
 
 A part stands between `<!-- generated: NAME -->` and `<!-- end: NAME -->`, and is made by the function of that name in
-`parts.py` or `parts_mesh_yaml.py`. What is outside the markers is prose, and is left alone.
+`parts.py`, `parts_control.py` or `parts_mesh_yaml.py`. What is outside the markers is prose, and is left alone.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ import sys
 from pathlib import Path
 
 import parts
+import parts_control
 import parts_mesh_yaml
 
 DOCS = Path(__file__).resolve().parent
-PARTS = {**parts.PARTS, **parts_mesh_yaml.PARTS}
+PARTS = {**parts.PARTS, **parts_control.PARTS, **parts_mesh_yaml.PARTS}
 
 _PART = re.compile(r"(<!-- generated: (?P<name>[a-z-]+) -->\n).*?(<!-- end: (?P=name) -->)", re.DOTALL)
 _MARK = re.compile(r"<!-- (?:generated|end): ")

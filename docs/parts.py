@@ -33,8 +33,8 @@ PACKAGE = Path(meshlib.__file__).parent
 _NO_BOUNDS = {
     "ALARM_AT", "ALIKE", "BACKDATE_S", "BODY_PIECE", "LINGER_STEP_S", "SIMILAR",
      "CLIENT_FAILED_FROM", "DECAY_S", "ENCODED", "FAILURE_S", "FOREVER", "LARGE_MEMBER_CHARS",
-    "LOCATION", "NO", "POLICY_VIOLATION", "REFUSED", "RENEW_AT", "RENEW_JITTER", "SERVER_FAILED_FROM", "SET_COOKIE",
-    "SLICES", "STALL_S", "STEP", "UNKNOWN_COST",
+    "LOCATION", "NO", "NOT_FOUND", "POLICY_VIOLATION", "REFUSED", "RENEW_AT", "RENEW_JITTER", "SERVER_FAILED_FROM",
+    "SET_COOKIE", "SLICES", "STALL_S", "STEP", "UNKNOWN_COST",
 }  # fmt: skip
 _AT_THE_BOUND = {
     "ATTEMPT_MAX": "A higher attempt number in `x-meshlib-attempt` counts as this one.",
@@ -58,6 +58,7 @@ _AT_THE_BOUND = {
     "PeerProtocol.WRITE_STRETCH_S": "Seconds over which the speed of a slow reader is measured.",
     "STOP_WITHIN_S": "Seconds that `close` waits for the background thread.",
     "TRACESTATE_MEMBERS_MAX": "A `tracestate` with more members is discarded.",
+    "registered.SHARE_MAX": "A report that takes a larger share of the endpoints is believed only when it comes twice.",
     "admin.REQUEST_BYTES_MAX": "Bytes of a request to the admin port that are read; it just ends there.",
     "admin.THREADS_MAX": "Requests to the admin port at once; one more is closed at once.",
     "admin.TIMEOUT_S": "Seconds that one request to the admin port may take.",
@@ -74,19 +75,28 @@ _AREAS = {
     "policy": "Decisions",
     "identity": "Identity",
     "config": "mesh.yaml",
+    "discovery": "Following the config service",
+    "control": "The config service",
     "telemetry": "Telemetry",
     "": "The mesh itself",
     "interop": "Other libraries",
     "runtime": "Simulation",
 }
 _ENVIRONMENT = {
-    "MESHLIB_ADVERTISE": "The address that others reach this server by. Nothing registers endpoints in this release, "
-    "so it only counts as “listening”.",
+    "MESHLIB_ADVERTISE": "The address that others reach this server by, and that is registered. Default: where it "
+    "listens.",
     "MESHLIB_CONFIG": "The mesh.yaml, or a directory of them. Default: `./mesh.yaml`. An argument wins.",
-    "MESHLIB_INSTANCE": "`service.instance.id` of exported spans. Default: a random id.",
+    "MESHLIB_CONTROL_URLS": "URLs of the config service, by comma. Wins over `control.urls` of mesh.yaml.",
+    "MESHLIB_INSTANCE": "The name of this process: `service.instance.id` of exported spans, and what it registers as. "
+    "Default: a random id.",
+    "MESHLIB_LABELS": "Labels that this process registers with, such as `version=v2,track=canary`. Wins over "
+    "`instance.labels`, as a whole.",
     "MESHLIB_LOG": "Level of the log that `mesh.run` sets up. Default: `INFO`. An unknown level ends the start.",
+    "MESHLIB_OPERATOR_TOKEN_FILE": "A file with the operator's token, for the command line. `--token-file` wins.",
     "MESHLIB_SERVICE": "The name of a `Mesh()` that was given none. Default: `anonymous`.",
     "MESHLIB_STATE_DIR": "Wins over `state_dir` of mesh.yaml; relative to the folder of that file.",
+    "MESHLIB_TOKEN_FILE": "A file with the join token that a process enrols with, once, at the config service.",
+    "MESHLIB_ZONE": "The zone that this process registers with. Wins over `instance.zone`.",
     "OTEL_EXPORTER_OTLP_ENDPOINT": "Where it is set, spans are exported by OTLP.",
     "OTEL_EXPORTER_OTLP_PROTOCOL": "`grpc` takes the gRPC exporter of OTLP; anything else the HTTP one.",
     "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "The same, for spans alone.",

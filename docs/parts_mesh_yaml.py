@@ -14,13 +14,13 @@ from typing import Any
 import yaml
 
 from meshlib.config import json_schema
+from meshlib.config.bootstrap import _URL_SCHEMA, BOOTSTRAP
 from meshlib.config.builtin import BUILT_IN, CEILINGS
 from meshlib.config.endpoints import _ADDRESS_SCHEMA
 from meshlib.config.fields import HEADER_PATTERN, LABEL_PATTERN, NAME_PATTERN, SERVICE_PATTERN
 from meshlib.config.routes import Backend
 from meshlib.config.schema import NOT_ENFORCED, NOT_ENFORCED_VALUES
 from meshlib.config.units import DURATION_PATTERN, SHARE_PATTERN, SIZE_PATTERN
-from meshlib.engine import BOOTSTRAP
 
 PAGE = Path(__file__).resolve().parent / "mesh-yaml.md"
 
@@ -33,6 +33,7 @@ _WORDS = {
     SERVICE_PATTERN: "service",
     HEADER_PATTERN: "header name",
     str(_ADDRESS_SCHEMA["pattern"]): "host:port",
+    str(_URL_SCHEMA["pattern"]): "URL",
 }
 _DEFAULTS = {"weight": str(Backend.model_fields["weight"].default)}
 """Built-in values that the descriptions do not have."""
@@ -53,6 +54,8 @@ def fields(bootstrap: bool) -> str:
     shared = set(schema["$defs"]["Settings"]["properties"])
     lines = []
     for paths, node, description in sections:
+        if not node["properties"]:
+            continue
         top = paths[0].partition(".")[0]
         if paths[0] and (top in BOOTSTRAP) != bootstrap:
             continue

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .errors import UnknownService
+from .destination import ServicePlan
 from .transport.httpx_client import MeshAsyncClient, MeshClient
 from .transport.httpx_transport import MeshAsyncTransport, MeshTransport
 
@@ -38,7 +38,7 @@ class ServiceDestination:
     def max_decoded_bytes(self) -> int:
         """Limit of a decoded body under the policy in force, in bytes."""
         plan = self._engine.plan(self.name)
-        return DECODED_BYTES_MAX if isinstance(plan, UnknownService) else plan.max_decoded_bytes
+        return plan.max_decoded_bytes if isinstance(plan, ServicePlan) else DECODED_BYTES_MAX
 
 
 class Callers:
@@ -65,6 +65,7 @@ class Callers:
             return MeshAsyncClient(self.destination(service), resolver=self, **options)
         known = self._clients.get(service)
         if known is None or known.is_closed:
+            self._engine.expect(service)
             known = self._clients[service] = MeshAsyncClient(self.destination(service), resolver=self)
         return known
 
@@ -74,6 +75,7 @@ class Callers:
             return MeshClient(self.destination(service), resolver=self, **options)
         known = self._sync_clients.get(service)
         if known is None or known.is_closed:
+            self._engine.expect(service)
             known = self._sync_clients[service] = MeshClient(self.destination(service), resolver=self)
         return known
 

@@ -12,16 +12,20 @@ _NO_LABELS: Mapping[str, str] = MappingProxyType({})
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """`host` is a name or an IP literal without brackets; `weight` ≥ 1 is its share; `labels` select subsets."""
+    """`host` is a name or an IP literal without brackets; `weight` ≥ 1 is its share; `labels` select subsets.
+
+    `absent`: its lease has ended. It may have gone, or only its way to the config service: it is used while it answers.
+    """
 
     host: str
     port: int
     zone: str = ""
     weight: int = 1
     labels: Mapping[str, str] = field(default_factory=lambda: _NO_LABELS)
+    absent: bool = False
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Endpoint, (self.host, self.port, self.zone, self.weight, dict(self.labels))
+        return Endpoint, (self.host, self.port, self.zone, self.weight, dict(self.labels), self.absent)
 
     @property
     def address(self) -> str:

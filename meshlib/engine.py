@@ -4,6 +4,10 @@ State, in the order in which it is made by `start`:
 
     configuration ─ credentials ─ policy in force (a snapshot of compiled plans) ─ scopes (connections) ─ agent
 
+With a config service (`control`) the configuration is only the bootstrap: identity and policy come by the follower, a
+start waits for neither, and whoever needs one waits for it in its own way: a call within its deadline, a server within
+`control.start_timeout`.
+
 Rules of this file. One reference is swapped when the policy changes, after everything in use has been compiled: a call
 in flight ends under the plan it began with. A configuration that is bad at start stops the start; one that turns bad
 later is reported, counted, and changes nothing. A forked child begins anew with its first call and touches no
@@ -19,7 +23,7 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,17 +31,22 @@ from weakref import WeakSet
 
 from .agent import Agent, FileWatch
 from .config import MeshConfig, config_of
+from .config.bootstrap import BOOTSTRAP
+from .config.compose import compose
 from .config.effective import effective
+from .config.environment import control_urls
 from .config.fields import canonical_name, is_label
-from .errors import ConfigError, IdentityError
+from .errors import ConfigError, IdentityError, UnknownService
+from .follower import FIRST_USE_S, Follower
 from .identity.credentials import Credentials
 from .identity.dev import DevSource
+from .identity.enrolment import is_enrolled
 from .identity.spiffe import SpiffeId
 from .learned import Learned
 from .policy.node import STATES, Node
 from .runtime.event_loop import EventLoopRuntime
 from .scopes import LoopScope, ThreadScope
-from .snapshot import Snapshot
+from .snapshot import Arriving, Snapshot, candidates
 from .telemetry.metrics import Metrics
 from .telemetry.provider import setup_provider
 from .telemetry.tracing import Tracing
@@ -46,7 +55,6 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
 
     from .destination import ServicePlan
-    from .errors import UnknownService
     from .identity.credentials import ClientTls
     from .interop.pybreaker import Circuits
 
@@ -60,8 +68,12 @@ RENEWAL_LOOK_S = 0.5
 """How often the agent asks whether the identity has to be renewed."""
 IDENTITY_AGAIN_S = 1.0
 """An edit that needs an identity which cannot be had is tried again after so long."""
-BOOTSTRAP = ("mesh", "trust_domain", "identity", "state_dir", "admin", "telemetry")
-"""The fields that a process reads once."""
+RETIRE_AFTER_S = 2.0
+"""An endpoint that has left the policy is let go after so long: one that flaps finds its connections again (F07)."""
+IN_FORCE_LOOK_S = 0.02
+"""How often a start looks whether identity and policy are there."""
+EXPECTED_MAX = 4096
+"""Names of clients made before the start that are asked for with the first poll; others when they are called."""
 
 _ENGINES: WeakSet[Engine] = WeakSet()
 
@@ -109,6 +121,7 @@ class Engine:
         self.circuits = circuits
         self.closed = False
         self.surroundings = Surroundings()
+        self._expected: dict[str, None] = {}
         self.reset()
         _ENGINES.add(self)
 
@@ -122,16 +135,22 @@ class Engine:
         self.instance = os.environ.get("MESHLIB_INSTANCE") or uuid.uuid4().hex
         self._lock = threading.RLock()
         self._agent: Agent | None = None
+        self.follower: Follower | None = None
+        self._in_force = False
+        self._watch: FileWatch | None = None
         self._storage_agent: Agent | None = None
         self.provider: TracerProvider | None = None
         self._learned = Learned(EventLoopRuntime().lock, None if self.circuits is None else self.circuits.node)
-        self._renewal_due, self._reload_due, self._reported = 0.0, math.inf, ""
+        self._renewal_due, self._reload_due, self._retire_due, self._reported = 0.0, math.inf, math.inf, ""
         self._gauges: dict[tuple[str, str], list[Callable[[], None]]] = {}
 
     # Life
 
     def start(self) -> None:
-        """Read, check, compile, identify. Idempotent. ConfigError lists every problem; nothing is then started."""
+        """Read, check, compile, identify. Idempotent. ConfigError lists every problem; nothing is then started.
+
+        With a config service it does not wait for it: see `wait_in_force`.
+        """
         if self.started:
             return
         with self._lock:
@@ -146,21 +165,74 @@ class Engine:
             self.state_dir = config.directory / (os.environ.get("MESHLIB_STATE_DIR") or config.state_dir)
             self.tracing = Tracing(config.telemetry.tracing.sample, EventLoopRuntime().rng)
             self.policy = self.snapshot(config)
-            self.metrics.gauge("meshlib_policy_version", {"resource": "mesh.yaml"}, lambda: self.policy.version)
-            self.metrics.counter("meshlib_policy_rejected_total", {"resource": "mesh.yaml"})
             self.surroundings.begin(self)
             self.started = True
 
     def begin_outside(self) -> None:
         """Identity, span export, and the agent that keeps both and the policy up to date."""
         config = self.policy.config
-        self._identify(config)
+        if config.control is None:
+            self._identify(config)
+            self._show_file()
+            self._watch = FileWatch(self._watched(config))
+            self._in_force = True
+        else:
+            self._follow(config, control_urls(os.environ) or config.control.urls)
         self.provider = setup_provider(self.service, self.instance)
-        self._watch = FileWatch(self._watched(config))
         self._agent = Agent(self._tick)
         if self.circuits is not None and self.circuits.stored:
             # An agent of its own: a storage that hangs must not keep certificates from being renewed.
             self._storage_agent = Agent(partial(self._exchange, self.circuits), STORAGE_LOOK_S)
+
+    def _show_file(self) -> None:
+        self.metrics.gauge("meshlib_policy_version", {"resource": "mesh.yaml"}, lambda: self.policy.version)
+        self.metrics.counter("meshlib_policy_rejected_total", {"resource": "mesh.yaml"})
+
+    def _follow(self, config: MeshConfig, urls: tuple[str, ...]) -> None:
+        if self.anonymous:
+            raise ConfigError(
+                "a process that follows a config service needs a name: Mesh('orders'), or MESHLIB_SERVICE, and a join "
+                "token of that service in MESHLIB_TOKEN_FILE"
+            )
+        token_file = os.environ.get("MESHLIB_TOKEN_FILE")
+        folder = self.state_dir / self.service
+        if not token_file and not is_enrolled(folder):
+            raise ConfigError(
+                f"{self.service} has no identity in {folder} and no join token to get one with: set MESHLIB_TOKEN_FILE "
+                f"to a file with what `meshlib token create {self.service}` prints"
+            )
+        nothing = compose(config, urls[0], {}, {})
+        self.policy = self.snapshot(nothing, frozenset())
+        self.follower = Follower(self, config, urls, folder, Path(token_file) if token_file else None)
+        for given in self._expected:
+            self.follower.want(candidates(given, self.namespace))
+        self.follower.start()
+
+    def wait_in_force(self, timeout_s: float | None = None) -> None:
+        """Return once identity and policy are there. ConfigError, which says what is missing and why, after `timeout_s`
+        seconds; None: `control.start_timeout`.
+        """
+        if self._in_force or self.follower is None:
+            return
+        control = self.policy.config.control
+        patience_s = timeout_s if timeout_s is not None else 0.0 if control is None else control.start_timeout
+        give_up = time.monotonic() + patience_s
+        while not self._in_force:
+            if time.monotonic() >= give_up or self.closed:
+                raise ConfigError(self.missing())
+            time.sleep(IN_FORCE_LOOK_S)
+
+    def missing(self) -> str:
+        """What of identity and policy is not there, and why; '' where both are."""
+        if self.in_force or self.follower is None:
+            return ""
+        what = "policy" if self.credentials is not None else "identity"
+        return f"there is no {what} yet: {self.follower.why_away() or 'the policy of this service has not arrived'}"
+
+    @property
+    def in_force(self) -> bool:
+        """Are identity and policy there?"""
+        return self._in_force or not self.surroundings.identities
 
     def close(self) -> None:
         """Stop the agent and close every connection that this thread may close. Idempotent."""
@@ -170,6 +242,8 @@ class Engine:
             self.closed, self.started = True, False
             loops, self.loops = self.loops, {}
             threads, self.threads = self.threads, None
+        if self.follower is not None:
+            self.follower.stop()  # first: the agent may be waiting for an answer on its connections
         for agent in (self._agent, self._storage_agent):
             if agent is not None:
                 agent.stop()
@@ -197,6 +271,8 @@ class Engine:
             scope.abandon()
         if self.threads is not None:
             self.threads.abandon()
+        if self.follower is not None:
+            self.follower.abandon()
         self.reset()
 
     # Who we are, and what we are told
@@ -231,15 +307,19 @@ class Engine:
         return canonical_name(name)
 
     def _identify(self, config: MeshConfig) -> None:
-        """Get an identity where the policy needs one and there is none yet. ConfigError says why it cannot be had."""
+        """Get a `dev` identity where the policy needs one and there is none yet. ConfigError says why there is none."""
         if self.credentials is not None or not self.surroundings.identities or not self._needs_identity(config):
             return
         source = DevSource(self.state_dir, self.trust_domain, self.service)
         try:
-            self.credentials = Credentials(source, self.trust_domain, anonymous=self.anonymous)
+            self.identified(Credentials(source, self.trust_domain, anonymous=self.anonymous))
         except (OSError, ValueError) as error:
             raise ConfigError(f"identity: {error}") from error
-        self.metrics.gauge("meshlib_certificate_expiry_seconds", {}, self.credentials.expires_in_s)
+
+    def identified(self, credentials: Credentials) -> None:
+        """The process has an identity from now on."""
+        self.credentials = credentials
+        self.metrics.gauge("meshlib_certificate_expiry_seconds", {}, credentials.expires_in_s)
 
     def _needs_identity(self, config: MeshConfig) -> bool:
         names = (self.service, *config.names())
@@ -256,8 +336,12 @@ class Engine:
 
     def _tick(self) -> None:
         now = time.monotonic()
-        if self._watch.changed() or now >= self._reload_due:
+        if self._watch is not None and (self._watch.changed() or now >= self._reload_due):
             self.reload()
+        if self.follower is not None:
+            self.follower.tick()
+        if now >= self._retire_due:
+            self.retire()
         if self.credentials is not None and now >= self._renewal_due:
             self._renewal_due = now + RENEWAL_LOOK_S
             self.credentials.refresh()
@@ -275,10 +359,12 @@ class Engine:
         except ConfigError as error:
             self._rejected(error)
             return False
-        self._watch.follow(self._watched(config))
+        if self._watch is not None:
+            self._watch.follow(self._watched(config))
         if config.version_number == self.policy.version:
             return False
         try:
+            self._identify(config)
             self.put_in_force(config)
         except ConfigError as error:
             self._reload_due = time.monotonic() + IDENTITY_AGAIN_S
@@ -292,36 +378,61 @@ class Engine:
             self.metrics.counter("meshlib_policy_rejected_total", {"resource": "mesh.yaml"}).add()
             logger.error("the edited mesh.yaml is not used, the last good one stays in force:\n%s", error)
 
-    def put_in_force(self, config: MeshConfig) -> None:
-        """Compile everything that is in use, then swap one reference. ConfigError: it needs an identity that fails."""
+    def put_in_force(self, config: MeshConfig, known: Collection[str] | None = None, *, quiet: bool = False) -> None:
+        """Compile everything that is in use, then swap one reference. `known`: see Snapshot. `quiet`: say nothing."""
         old = self.policy
-        self._identify(config)
         fixed = [name for name in BOOTSTRAP if getattr(config, name) != getattr(old.config, name)]
         if fixed:
             logger.warning("mesh.yaml: %s will be in force when this process starts again", ", ".join(fixed))
         with self._lock:
-            new = self.snapshot(config)
+            new = self.snapshot(config, known)
             for name in old.names():
                 new.plan(name)
-            self.policy, self._reported = new, ""
-            new.retain()
+            self.policy, self._reported, self._in_force = new, "", True
+            self._retire_due = min(self._retire_due, time.monotonic() + RETIRE_AFTER_S)
+        logger.log(logging.DEBUG if quiet else logging.INFO, "policy %s is in force", new.version)
+
+    def retire(self) -> None:
+        """Let go of what was learned about, and the connections to, endpoints that the policy does not have."""
+        self._retire_due = math.inf
+        with self._lock:
+            self.policy.retain()
             self._show_nodes()
             if self.threads is not None:
-                self.threads.retire(new.addresses())
+                self.threads.retire(self.policy.addresses())
             scopes = [*self.loops.values()]
         for scope in scopes:
             scope.retire(self.addresses)
-        logger.info("policy %s is in force", new.version)
 
-    def snapshot(self, config: MeshConfig) -> Snapshot:
+    def snapshot(self, config: MeshConfig, known: Collection[str] | None = None) -> Snapshot:
         """What `config` means to this process."""
-        return Snapshot(config, self.service, self._learned, self._lock, self._show_nodes)
+        return Snapshot(config, self.service, self._learned, self._lock, self._show_nodes, known)
 
     # What a call asks
 
-    def plan(self, given: str) -> ServicePlan | UnknownService:
-        """The plan of a service under the policy in force, by the name that was given."""
-        return self.policy.plan(given)
+    def plan(self, given: str) -> ServicePlan | UnknownService | Arriving:
+        """The plan of a service under the policy in force, by the name that was given. One that has to arrive is asked
+        for.
+        """
+        plan = self.policy.plan(given)
+        if isinstance(plan, Arriving) and self.follower is not None:
+            self.follower.want(self.policy.arriving(given))
+        return plan
+
+    def expect(self, given: str) -> None:
+        """A service is going to be called: follow it, now or from the start."""
+        if self.follower is not None:
+            self.follower.want(candidates(given, self.namespace))
+        elif len(self._expected) < EXPECTED_MAX:
+            self._expected.setdefault(given)
+
+    def patience_s(self) -> float:
+        """How long a first call waits for its service to arrive, in seconds."""
+        return FIRST_USE_S if self.follower is None else self.follower.patience_s
+
+    def unknown(self, given: str) -> UnknownService:
+        """Why a service that was waited for has not arrived."""
+        return UnknownService(given) if self.follower is None else self.follower.unknown(given)
 
     def addresses(self) -> set[str]:
         """The endpoints that calls may reach at this moment."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import ssl
 import time
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from .transport.admin import AdminServer
 from .transport.admission import InFlight
 
 if TYPE_CHECKING:
+    from .config import MeshConfig
     from .engine import Engine
     from .stack import Service
 
@@ -33,11 +35,23 @@ class ServerHost:
         self._engine = engine
         self.now: Callable[[], float] = time.monotonic
         self.in_flight = InFlight()
-        self.draining = False
+        self._draining = False
         self.serving = False
         self.own_server = False
         self.listening = ""
         self._admin: AdminServer | None = None
+
+    @property
+    def draining(self) -> bool:
+        """Is this server going? Set by the server that shuts down; the registry is told at once."""
+        return self._draining
+
+    @draining.setter
+    def draining(self, going: bool) -> None:
+        self._draining = going
+        follower = self._engine.follower
+        if going and follower is not None:
+            follower.drain()
 
     @property
     def name(self) -> str:
@@ -76,6 +90,7 @@ class ServerHost:
         engine.start()
         if self.strict and engine.anonymous:
             raise ConfigError("a server needs a name: Mesh('orders'), or MESHLIB_SERVICE, or `mtls: disabled`")
+        engine.wait_in_force()
         self.serving = True
         if self._admin is None:
             self._admin = self._open_admin()
@@ -124,12 +139,24 @@ class ServerHost:
             raise ConfigError(f"identity: {{source: dev}} serves on the loopback interface only, not on {host}")
         return host
 
-    def listens_on(self, address: str, *, fixed: bool = False) -> None:
-        """The server listens; `address` is what others reach it by. `fixed`: the program chose the port, so it can be
-        said at once when the policy leads nobody here.
+    def listens_on(self, address: str, *, advertise: str = "", fixed: bool = False) -> None:
+        """The server listens; `address` is where, as it knows itself, or '' where it does not. `advertise`: what others
+        reach it by, and before MESHLIB_ADVERTISE. `fixed`: the program chose the port, so it can be said at once when
+        the policy leads nobody here.
         """
+        address = advertise or os.environ.get("MESHLIB_ADVERTISE") or address
+        name, config, follower = self._engine.service, self._engine.config, self._engine.follower
         self.listening = address
-        name, config = self._engine.service, self._engine.config
+        if follower is not None:
+            if address:
+                follower.serve_at(address)
+            else:
+                logger.warning("this server does not say where it listens: nobody finds it without MESHLIB_ADVERTISE")
+            return
+        if self.own_server:
+            self._compare(name, config, address, fixed=fixed)
+
+    def _compare(self, name: str, config: MeshConfig, address: str, *, fixed: bool) -> None:
         known = [endpoint.address for endpoint in config.endpoints(name)] if name in config.names() else None
         if known is None:
             logger.warning("%s is not a service of mesh.yaml: nobody can call it by name", name)

@@ -185,9 +185,7 @@ class Mesh:
             own,
             bind=own.bind_address(host),
             port=port,
-            on_listening=lambda address: own.listens_on(
-                advertise or os.environ.get("MESHLIB_ADVERTISE") or address, fixed=port != 0
-            ),
+            on_listening=lambda address: own.listens_on(address, advertise=advertise or "", fixed=port != 0),
         ).serve()
 
     def run(self, app: Any = None, host: str | None = None, port: int = 0, advertise: str | None = None) -> None:
@@ -221,7 +219,7 @@ class Mesh:
         give_up = time.monotonic() + timeout
         while not self._is_ready():
             if time.monotonic() >= give_up:
-                raise TimeoutError(f"the mesh is not ready after {timeout} s: the server does not listen yet")
+                raise TimeoutError(f"the mesh is not ready after {timeout} s: {self._why_not_ready()}")
             await asyncio.sleep(READY_LOOK_S)
 
     def wait_ready(self, timeout: float = 10.0) -> None:
@@ -230,7 +228,7 @@ class Mesh:
         give_up = time.monotonic() + timeout
         while not self._is_ready():
             if time.monotonic() >= give_up:
-                raise TimeoutError(f"the mesh is not ready after {timeout} s: the server does not listen yet")
+                raise TimeoutError(f"the mesh is not ready after {timeout} s: {self._why_not_ready()}")
             time.sleep(READY_LOOK_S)
 
     def close(self) -> None:
@@ -263,7 +261,14 @@ class Mesh:
         return f"<Mesh {self._engine.given or '(unnamed)'}>"
 
     def _is_ready(self) -> bool:
-        return self._engine.started and (self._host is None or not self._host.serving or self._host.ready()[0])
+        return (
+            self._engine.started
+            and self._engine.in_force
+            and (self._host is None or not self._host.serving or self._host.ready()[0])
+        )
+
+    def _why_not_ready(self) -> str:
+        return self._engine.missing() or "the server does not listen yet"
 
     def _own_host(self) -> ServerHost:
         if self._host is None:

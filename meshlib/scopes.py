@@ -6,11 +6,12 @@ import asyncio
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Protocol
 
-from .call import Call, Reply
+from .call import FOREVER, Call, Reply
 from .destination import BackendPlan, ServicePlan, bind
 from .errors import IdentityError, UnknownService
 from .runtime.blocking import BlockingRuntime
 from .runtime.event_loop import EventLoopRuntime
+from .snapshot import Arriving
 from .transport.asyncio_http import AsyncHttpTransport
 from .transport.blocking_http import BlockingHttpTransport
 from .transport.headers import mesh_lines
@@ -18,11 +19,15 @@ from .transport.limits import HttpLimits
 
 if TYPE_CHECKING:
     from .endpoint import Endpoint
-    from .identity.credentials import ClientTls
     from .runtime import Runtime
     from .stack import Service
     from .telemetry.metrics import Metrics
     from .telemetry.tracing import Tracing
+    from .transport.tls_stream import ClientTls
+
+
+ARRIVAL_LOOK_S = 0.01
+"""How often a first call looks whether its service has arrived."""
 
 
 class Owner(Protocol):
@@ -33,8 +38,14 @@ class Owner(Protocol):
     metrics: Metrics
     tracing: Tracing
 
-    def plan(self, given: str) -> ServicePlan | UnknownService:
+    def plan(self, given: str) -> ServicePlan | UnknownService | Arriving:
         """The plan in force."""
+
+    def patience_s(self) -> float:
+        """How long a first call may wait for its service to arrive, in seconds."""
+
+    def unknown(self, given: str) -> UnknownService:
+        """Why a service that was waited for has not arrived."""
 
     def client_tls(self, service: str) -> ClientTls:
         """How to reach a service over mTLS, or IdentityError."""
@@ -53,12 +64,26 @@ class _Scope:
     def service(self, given: str) -> Service:
         """The client stack of a service under the policy in force."""
         plan = self.owner.plan(given)
-        if isinstance(plan, UnknownService):
-            return _refuse(plan)
+        if not isinstance(plan, ServicePlan):
+            return _refuse(plan) if isinstance(plan, UnknownService) else self._arriving(given)
         bound = self._bound.get(plan.service)
         if bound is None or bound[0] is not plan:
             bound = self._bound[plan.service] = (plan, self._bind(plan))
         return bound[1]
+
+    def _arriving(self, given: str) -> Service:
+        """The first call to a service waits for it, within its own deadline and `patience_s`."""
+
+        async def wait(call: Call) -> Reply:
+            runtime, owner = self.runtime, self.owner
+            give_up = runtime.now() + min(owner.patience_s(), _deadline_s(call, runtime.now()))
+            while isinstance(owner.plan(given), Arriving):
+                if runtime.now() >= give_up:
+                    raise owner.unknown(given)
+                await runtime.sleep(ARRIVAL_LOOK_S)
+            return await self.service(given)(call)
+
+        return wait
 
     def _bind(self, plan: ServicePlan) -> Service:
         # In TLS 1.3 the server refuses only after the request was sent, and the refusal is easily lost: say it here.
@@ -133,6 +158,13 @@ class ThreadScope(_Scope):
     def close(self) -> None:
         """Close every connection."""
         self.transport.close()
+
+
+def _deadline_s(call: Call, now: float) -> float:
+    """Seconds that the caller has left, by what it asked and by whom it serves."""
+    asked = FOREVER if call.timeout_s is None else call.timeout_s
+    served = FOREVER if call.served is None else call.served.deadline - now
+    return max(0.0, min(asked, served))
 
 
 def _nameless(service: str) -> Service:

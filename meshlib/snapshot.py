@@ -1,18 +1,19 @@
 """A snapshot: one configuration in force, and the plans that were compiled from it.
 
 Plans are compiled when a service is first called, or, for what was called under the snapshot before, when this one is
-put in force; then one reference is swapped. A plan is kept by its canonical service, however its name was spelt.
+put in force; then one reference is swapped. A plan is kept by its canonical service, however its name was spelt. Where
+the policy comes in parts, a name may be one of which nothing is known as yet: `ARRIVING`, which is not kept.
 What plans share with the snapshot before (nodes, budgets, limits) is in `Learned`.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING
 
 from .config.effective import effective
-from .config.fields import canonical_name
+from .config.fields import canonical_name, is_label
 from .destination import ServicePlan, compile_service
 from .errors import UnknownService
 
@@ -23,6 +24,14 @@ if TYPE_CHECKING:
 
 NAMES_MAX = 4096
 """Spellings of services that are kept; beyond, the oldest is looked up again when it is called."""
+
+
+class Arriving:
+    """There is no telling yet whether a service exists: it has been asked for."""
+
+
+ARRIVING = Arriving()
+
 SIMILAR = 0.75
 """How alike a known name must be to be suggested (difflib's ratio)."""
 
@@ -30,16 +39,23 @@ SIMILAR = 0.75
 class Snapshot:
     """`service`: who we are, canonical. `lock` guards `learned`; `compiled()` is called, under it, after a new plan.
 
+    `known`: the services of which it is known whether they exist; None: the configuration is the whole policy.
     `strict`, `max_request_body` (bytes): what the configuration says of this service as a server.
     """
 
-    __slots__ = ("_compiled", "_learned", "_lock", "_namespace", "_plans", "_resolved", "config", "max_request_body",
-                 "strict", "version")  # fmt: skip
+    __slots__ = ("_compiled", "_known", "_learned", "_lock", "_namespace", "_plans", "_resolved", "config",
+                 "max_request_body", "strict", "version")  # fmt: skip
 
     def __init__(
-        self, config: MeshConfig, service: str, learned: Learned, lock: Lock, compiled: Callable[[], None]
+        self,
+        config: MeshConfig,
+        service: str,
+        learned: Learned,
+        lock: Lock,
+        compiled: Callable[[], None],
+        known: Collection[str] | None = None,
     ) -> None:
-        self.config, self.version = config, config.version_number
+        self.config, self.version, self._known = config, config.version_number, known
         own = effective(config, service)
         self.strict, self.max_request_body = own.mtls == "strict", own.limits.max_request_body
         self._namespace = service.partition(".")[2]
@@ -47,8 +63,8 @@ class Snapshot:
         self._plans: dict[str, ServicePlan] = {}
         self._resolved: dict[str, ServicePlan | UnknownService] = {}
 
-    def plan(self, given: str) -> ServicePlan | UnknownService:
-        """The plan of a service by the name that was given, or why there is none. Any thread."""
+    def plan(self, given: str) -> ServicePlan | UnknownService | Arriving:
+        """The plan of a service by the name that was given, or why there is none, or none yet. Any thread."""
         return self._resolved.get(given) or self._resolve(given)
 
     def names(self) -> list[str]:
@@ -66,11 +82,25 @@ class Snapshot:
             {key for plan in plans for key in plan.endpoints()}, {b for plan in plans for b in plan.budgets()}
         )
 
-    def _resolve(self, given: str) -> ServicePlan | UnknownService:
+    def arriving(self, given: str) -> list[str]:
+        """The services, canonical, of which it must be known whether they exist before `given` can be called."""
+        if self._known is None:
+            return []
+        unknown = []
+        for name in candidates(given, self._namespace):
+            if name not in self._known:
+                unknown.append(name)
+            elif name in self.config.services:
+                break
+        return unknown
+
+    def _resolve(self, given: str) -> ServicePlan | UnknownService | Arriving:
         with self._lock:
             known = self._resolved.get(given)
             if known is not None:
                 return known
+            if self.arriving(given):
+                return ARRIVING
             service = self.config.canonical(given, self._namespace)
             plan = self._unknown(given) if service is None else self._plan_of(service)
             if len(self._resolved) >= NAMES_MAX:
@@ -88,3 +118,12 @@ class Snapshot:
     def _unknown(self, given: str) -> UnknownService:
         close = difflib.get_close_matches(canonical_name(given), self.config.names(), 3, SIMILAR)
         return UnknownService(given, suggestions=[name.removesuffix(".default") for name in close])
+
+
+def candidates(given: str, namespace: str) -> list[str]:
+    """The services, canonical, that a name may mean for a caller of `namespace`: the first that exists is meant. None
+    where it is no name of a service.
+    """
+    if not all(map(is_label, given.split("."))) or given.count(".") > 1:
+        return []
+    return [given] if "." in given else list(dict.fromkeys((f"{given}.{namespace}", canonical_name(given))))

@@ -52,6 +52,7 @@ def test_an_edit_is_in_force_and_what_was_learned_stays(tmp_path: Path) -> None:
         assert before.routes[0].timeout_s == 1.0, "a plan in use was changed"
         assert after.backends[0][0].cluster.nodes[0] is first
         assert [node.endpoint.port for node in after.backends[0][0].cluster.nodes] == [1001, 1003]
+        mesh._engine.retire()  # which the agent does two seconds later
         assert {port for _, port in mesh._engine._learned._nodes} == {"127.0.0.1:1001", "127.0.0.1:1003"}
         assert metric(mesh, "meshlib_policy_version") != version
         assert 'endpoint="127.0.0.1:1002"' not in mesh._engine.metrics.render()

@@ -12,9 +12,15 @@ import click
 
 from .. import __version__
 from .authority import ca
+from .control import control
+from .convergence import status
 from .demonstration import demo
+from .doctor import doctor
+from .identity import identity
+from .join_token import token
 from .output import as_json, print_json
 from .policy import check, explain, schema
+from .services import services
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
@@ -45,5 +51,5 @@ def version(json: bool) -> None:
         click.echo(f"meshlib {__version__}, Python {platform.python_version()}")
 
 
-for command in (check, schema, explain, ca, demo):
+for command in (check, schema, explain, control, status, services, token, ca, identity, doctor, demo):
     meshlib.add_command(command)

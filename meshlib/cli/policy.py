@@ -43,12 +43,17 @@ def check(file: str, json: bool) -> None:
 
 
 def _empty_subsets(config: MeshConfig) -> list[tuple[str, str]]:
-    """Subsets of services that have endpoints, but none with these labels: calls to them fail until one comes."""
+    """Subsets of services that have endpoints, but none with these labels: calls to them fail until one comes.
+
+    Not those of services that are registered: who they are is not in the file.
+    """
     return [
         (name, subset)
         for name in config.names()
         for subset, labels in config.services[name].subsets.items()
-        if config.endpoints(name) and not any(endpoint.has(labels) for endpoint in config.endpoints(name))
+        if config.endpoints(name)
+        and not config.has_registry(name)
+        and not any(endpoint.has(labels) for endpoint in config.endpoints(name))
     ]
 
 

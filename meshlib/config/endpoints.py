@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, RootModel, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, Field, RootModel, WithJsonSchema
 
 from meshlib.endpoint import Endpoint
 
 from .fields import OneOf, Section, Text, whole
 from .units import quoted
+
+LABELS_MAX = 64
+"""Labels of one endpoint; one more is refused. Every process that calls it keeps them."""
+
+LABEL_CHARS_MAX = 256
+"""Characters of a label's name, of its value, and of a zone; a longer one is refused."""
 
 _HOST = re.compile(r"(?=.{1,253}\Z)[A-Za-z0-9_]([A-Za-z0-9_-]{0,62})(\.[A-Za-z0-9_][A-Za-z0-9_-]{0,62})*\.?\Z")
 _ADDRESS_SCHEMA = {"type": "string", "pattern": r"^(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+):[0-9]{1,5}$"}
@@ -38,6 +45,26 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+def bounded_labels(labels: Mapping[str, str]) -> dict[str, str]:
+    """The same labels; ValueError where there are too many, or one is too long or has no name."""
+    if len(labels) > LABELS_MAX:
+        raise ValueError(f"has {len(labels)} labels; at most {LABELS_MAX} are possible")
+    for name, value in labels.items():
+        if not 1 <= len(name) <= LABEL_CHARS_MAX:
+            raise ValueError(f"has a label with a name of {len(name)} characters; 1 to {LABEL_CHARS_MAX} are possible")
+        if len(value) > LABEL_CHARS_MAX:
+            message = f"has a label {quoted(name)} with {len(value)} characters; at most {LABEL_CHARS_MAX} are possible"
+            raise ValueError(message)
+    return dict(labels)
+
+
+def bounded_zone(zone: str) -> str:
+    """The same zone; ValueError where it is too long."""
+    if len(zone) > LABEL_CHARS_MAX:
+        raise ValueError(f"has {len(zone)} characters; at most {LABEL_CHARS_MAX} are possible")
+    return zone
+
+
 def _is_host(host: str) -> bool:
     try:
         if host.startswith("["):
@@ -61,17 +88,20 @@ def _listening(value: Any) -> str:
 
 Address = Annotated[str, BeforeValidator(_checked), WithJsonSchema(_ADDRESS_SCHEMA)]
 ListenAddress = Annotated[str, BeforeValidator(_listening), WithJsonSchema(_ADDRESS_SCHEMA)]
+Zone = Annotated[Text, AfterValidator(bounded_zone), Field(json_schema_extra={"maxLength": LABEL_CHARS_MAX})]
+Weight = Annotated[int, whole(1, 128)]
+Labels = Annotated[
+    dict[str, Text], AfterValidator(bounded_labels), Field(json_schema_extra={"maxProperties": LABELS_MAX})
+]
 
 
 class FullEntry(Section):
     """One endpoint with what is known about it."""
 
     address: Address = Field(description="host:port or [ipv6]:port; the port is from 1 to 65535.")
-    zone: Text = Field(default="", description="Where it runs, such as eu-1a.")
-    weight: Annotated[int, whole(1, 128)] = Field(
-        default=1, description="Relative share of the calls, from 1 to 128 (Envoy)."
-    )
-    labels: dict[str, Text] = Field(default={}, description="What subsets select by.")
+    zone: Zone = Field(default="", description="Where it runs, such as eu-1a.")
+    weight: Weight = Field(default=1, description="Relative share of the calls, from 1 to 128 (Envoy).")
+    labels: Labels = Field(default={}, description="What subsets select by.")
 
     def endpoint(self) -> Endpoint:
         """The endpoint that this entry describes."""
@@ -90,6 +120,10 @@ class EntryList(RootModel[tuple[Entry, ...]]):
     """The content of an endpoint file: a list of entries, in YAML or JSON."""
 
 
+class RegistrySource(Section):
+    """It has no fields: what is registered with the config service under the name of the service."""
+
+
 class Source(OneOf):
     """One source of endpoints: exactly one of the fields."""
 
@@ -98,4 +132,7 @@ class Source(OneOf):
     )
     file: Text | None = Field(
         default=None, description="A YAML or JSON file with such a list, relative to this file; an edit is picked up."
+    )
+    registry: RegistrySource | None = Field(
+        default=None, description="`{}`: what is registered with the config service; it needs `control`."
     )

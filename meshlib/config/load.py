@@ -1,54 +1,45 @@
 """From files, text or a dict to a `MeshConfig`, or one `ConfigError` with every mistake.
 
 A directory is one mesh in parts: its `*.yaml` files by name, hidden ones left out. `services` are put together from
-all of them; `version` may stand in each; any other top-level field in one. Endpoint files are read here too, so that
-a configuration is complete, comparable and checked before it is used.
+all of them; `version` may stand in each; any other top-level field in one.
 """
 
 from __future__ import annotations
 
 import copy
-import hashlib
+import dataclasses
 import json
 import os
 import pathlib
-import stat
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any
 
-from meshlib.endpoint import Endpoint
 from meshlib.errors import ConfigError
 
-from . import references
-from .endpoints import EntryList
+from .build import Origin, build, regular_bytes, why_unreadable
 from .model import MeshConfig
-from .problems import DICT, OVERRIDES, Finding, Path, config_error
-from .reader import MAX_BYTES, Document, read
+from .problems import DICT, OVERRIDES, Finding, Path
+from .reader import Document, read
 from .schema import json_schema as schema_of
-from .schema import validate
 from .units import quoted
 
 MAX_FILES = 1000
 """Files of a directory. Each may have MAX_BYTES."""
 
 
-class _Origin(NamedTuple):
-    document: Document
-    directory: pathlib.Path
-    parts: tuple[pathlib.Path, ...]
-
-
 def load_config(path: str | os.PathLike[str]) -> MeshConfig:
     """The mesh described by a file, or by the `*.yaml` files of a directory. Raises ConfigError."""
-    return _build(_origin(pathlib.Path(path)))
+    return build(_origin(pathlib.Path(path)))
 
 
-def parse_config(text: str, file: str = "<text>") -> MeshConfig:
+def parse_config(text: str, file: str = "<text>", *, local: bool = True) -> MeshConfig:
     """The mesh described by YAML text. `file` names it in messages and gives the folder of relative paths.
 
-    Raises ConfigError.
+    `local` False: the text came from elsewhere, and may not name files of this machine. Raises ConfigError.
     """
-    return _build(_Origin(_complete(read(text, file)), pathlib.Path(file).absolute().parent, ()))
+    document = _complete(read(text, file))
+    document.local = local
+    return build(Origin(document, pathlib.Path(file).absolute().parent, ()))
 
 
 def config_of(
@@ -61,14 +52,14 @@ def config_of(
     if isinstance(value, MeshConfig):
         if not overrides:
             return value
-        origin = _Origin(value._document, value._directory, value._files)
+        origin = Origin(value._document, value._directory, value._files)
     elif isinstance(value, (str, os.PathLike)):
         origin = _origin(pathlib.Path(value))
     else:
-        origin = _Origin(_from_python(value, DICT), pathlib.Path.cwd(), ())
+        origin = Origin(_from_python(value, DICT), pathlib.Path.cwd(), ())
     if overrides:
         origin = origin._replace(document=_overlaid(origin.document, _from_python(overrides, OVERRIDES)))
-    return _build(origin)
+    return build(origin)
 
 
 def json_schema() -> dict[str, Any]:
@@ -76,17 +67,17 @@ def json_schema() -> dict[str, Any]:
     return copy.deepcopy(schema_of(MeshConfig))
 
 
-def _origin(given: pathlib.Path) -> _Origin:
+def _origin(given: pathlib.Path) -> Origin:
     try:
         if not given.is_dir():
-            return _Origin(_read_part(given), given.absolute().parent, (given,))
+            return Origin(_read_part(given), given.absolute().parent, (given,))
         names = sorted(name for name in os.listdir(given) if name.endswith(".yaml") and not name.startswith("."))
     except OSError as error:
         raise _unreadable(given, error) from None
     if not 1 <= len(names) <= MAX_FILES:
         raise ConfigError(f"{given}: a directory of a mesh has from 1 to {MAX_FILES} *.yaml files, not {len(names)}")
     parts = tuple(given / name for name in names)
-    return _Origin(_merge([_read_part(part) for part in parts]), given.absolute(), parts)
+    return Origin(_merge([_read_part(part) for part in parts]), given.absolute(), parts)
 
 
 def _from_python(value: Any, name: str) -> Document:
@@ -103,12 +94,12 @@ def _overlaid(document: Document, over: Document) -> Document:
     values = {path: at for path, at in over.values.items() if path not in inner or path not in document.values}
     keys = {path: at for path, at in over.keys.items() if path in values}
     readable = document.data is not None and over.data is not None
-    return Document(
-        document.file,
-        _laid_over(document.data, over.data) if readable else None,
-        {**document.keys, **keys},
-        {**document.values, **values},
-        [*document.findings, *over.findings],
+    return dataclasses.replace(
+        document,
+        data=_laid_over(document.data, over.data) if readable else None,
+        keys={**document.keys, **keys},
+        values={**document.values, **values},
+        findings=[*document.findings, *over.findings],
     )
 
 
@@ -120,25 +111,13 @@ def _laid_over(base: Any, over: Any) -> Any:
 
 def _read_part(path: pathlib.Path) -> Document:
     try:
-        return _complete(read(_bytes(path), str(path)))
+        return _complete(read(regular_bytes(path), str(path)))
     except (OSError, ValueError) as error:
         raise _unreadable(path, error) from None
 
 
 def _unreadable(path: pathlib.Path, error: OSError | ValueError) -> ConfigError:
-    return ConfigError(f"{path}: cannot be read: {_why(error)}; name a mesh.yaml or a directory of them")
-
-
-def _why(error: OSError | ValueError) -> str:
-    return str((isinstance(error, OSError) and error.strerror) or error)
-
-
-def _bytes(path: pathlib.Path) -> bytes:
-    """The content of a regular file. Anything else is refused: a pipe or a device may keep its reader for ever."""
-    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise ValueError("it is a pipe or a device, not a regular file")
-        return file.read(MAX_BYTES + 1)
+    return ConfigError(f"{path}: cannot be read: {why_unreadable(error)}; name a mesh.yaml or a directory of them")
 
 
 def _complete(document: Document) -> Document:
@@ -177,68 +156,3 @@ def _twice(whole: Document, part: Document, base: Path, before: Mapping[str, Any
         for name in now
         if name in before
     ]
-
-
-def _build(origin: _Origin) -> MeshConfig:
-    document, directory, parts = origin
-    if document.data is None:
-        raise config_error(document.findings)
-    config, mistakes = validate(MeshConfig, document)
-    files = _endpoint_files(document, directory)
-    findings = [*document.findings, *mistakes]
-    for file in files.values():
-        findings += file.findings
-    known = {(finding.place, finding.path) for finding in findings}
-    crossed = references.check(document, {at: file.document for at, file in files.items()})
-    findings += (finding for finding in crossed if (finding.place, finding.path) not in known)
-    if findings or config is None:
-        raise config_error(findings)
-    config._document, config._directory = document, directory
-    config._written = references.written_services(document)
-    config._files = tuple(dict.fromkeys([*(part.absolute() for part in parts), *(f.path for f in files.values())]))
-    config._endpoints = {name: tuple(_endpoints(config, name, files)) for name in config.services}
-    config._version_number = _version_number(document, files)
-    return config
-
-
-class _EndpointFile(NamedTuple):
-    path: pathlib.Path
-    document: Document
-    entries: EntryList | None
-    findings: list[Finding]
-
-
-def _endpoint_files(document: Document, directory: pathlib.Path) -> dict[Path, _EndpointFile]:
-    """The endpoint file of each source that has one, by the path of the source; each file is read once."""
-    by_name: dict[str, _EndpointFile] = {}
-    by_source: dict[Path, _EndpointFile] = {}
-    for at, name in references.file_sources(document):
-        try:
-            if name not in by_name:
-                shown = str(pathlib.Path(document.file).parent / name)
-                by_name[name] = _endpoint_file(directory / name, shown)
-            by_source[at] = by_name[name]
-        except (OSError, ValueError) as error:
-            message = f"{quoted(name)} cannot be read: {_why(error)}"
-            document.findings.append(document.finding((*at, "file"), message))
-    return by_source
-
-
-def _endpoint_file(path: pathlib.Path, shown: str) -> _EndpointFile:
-    document = read(_bytes(path), shown)
-    if document.findings and document.data is None:
-        return _EndpointFile(path.absolute(), document, None, document.findings)
-    entries, mistakes = validate(EntryList, document)
-    return _EndpointFile(path.absolute(), document, entries, [*document.findings, *mistakes])
-
-
-def _endpoints(config: MeshConfig, service: str, files: Mapping[Path, _EndpointFile]) -> Iterator[Endpoint]:
-    for index, source in enumerate(config.services[service].endpoints):
-        file = files.get(("services", config.written(service), "endpoints", index))
-        entries = file.entries.root if file and file.entries else source.static or ()
-        yield from (entry.endpoint() for entry in entries)
-
-
-def _version_number(document: Document, files: Mapping[Path, _EndpointFile]) -> int:
-    content = [document.data, [[list(at), file.document.data] for at, file in files.items()]]
-    return int.from_bytes(hashlib.sha256(json.dumps(content, sort_keys=True).encode()).digest()[:6])

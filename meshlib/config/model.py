@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+import hashlib
+import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, PrivateAttr, WithJsonSchema, model_validator
 
 from meshlib.endpoint import Endpoint
 
-from .endpoints import ListenAddress
-from .fields import CanonicalName, Label, Section, Share, Text, TrustDomain, canonical_name, is_label
+from .bootstrap import Admin, Ca, Control, Identity, Instance, Telemetry
+from .fields import CanonicalName, Label, Section, Text, TrustDomain, canonical_name, is_label
 from .problems import DICT, Path
 from .reader import Document
 from .services import Service
@@ -23,32 +26,6 @@ def _version(value: Any) -> int:
     if type(value) is int and value == 1:
         return value
     raise ValueError(f"must be the number 1, the version of this file format, not {quoted(value)}")
-
-
-class Identity(Section):
-    """How a process proves who it is."""
-
-    source: Literal["dev"] = Field(
-        default="dev", description="dev: a local certificate authority in state_dir, for 127.0.0.1 only. Built-in: dev."
-    )
-
-
-class Admin(Section):
-    """The port for probes and scrapers that have no certificate."""
-
-    listen: ListenAddress = Field(default="127.0.0.1:0", description="host:port; port 0: any. Built-in: 127.0.0.1:0.")
-
-
-class Tracing(Section):
-    """Traces, in the format of W3C and OpenTelemetry."""
-
-    sample: Share = Field(default=0.01, description="Share of new traces that is recorded. Built-in: 1%.")
-
-
-class Telemetry(Section):
-    """What is recorded about calls."""
-
-    tracing: Tracing = Field(default=Tracing(), description="Traces.")
 
 
 class MeshConfig(Section):
@@ -65,9 +42,17 @@ class MeshConfig(Section):
         default="",
         description="Of identities: spiffe://<trust_domain>/ns/<namespace>/sa/<service>. Built-in: <mesh>.dev.",
     )
+    control: Control | None = Field(default=None, description="The config service. Built-in: none.")
     identity: Identity = Field(default=Identity(), description="How a process proves who it is.")
+    policy_source: Literal["file", "store"] = Field(
+        default="file",
+        description="Of the config service. file: it follows this file. store: what was last put there is the policy, "
+        "and this file only says how it runs. Built-in: file.",
+    )
+    ca: Ca = Field(default=Ca(), description="The certificate authority of the config service.")
     state_dir: Text = Field(default=".meshlib", description="For keys; relative to this file. Built-in: .meshlib.")
     admin: Admin = Field(default=Admin(), description="The port for probes and scrapers.")
+    instance: Instance = Field(default=Instance(), description="What this process registers beside its address.")
     telemetry: Telemetry = Field(default=Telemetry(), description="What is recorded about calls.")
     defaults: Settings = Field(default=Settings(), description="For every service that does not say it itself.")
     services: dict[CanonicalName, Service] = Field(
@@ -77,20 +62,31 @@ class MeshConfig(Section):
     _document: Document = PrivateAttr(default_factory=lambda: Document(DICT))
     _written: dict[str, str] = PrivateAttr(default_factory=dict)
     _endpoints: dict[str, tuple[Endpoint, ...]] = PrivateAttr(default_factory=dict)
+    _around_registry: dict[str, tuple[tuple[Endpoint, ...], tuple[Endpoint, ...]]] = PrivateAttr(default_factory=dict)
+    _file_entries: dict[Path, list[Any]] = PrivateAttr(default_factory=dict)
     _files: tuple[pathlib.Path, ...] = PrivateAttr(default=())
     _directory: pathlib.Path = PrivateAttr(default_factory=pathlib.Path.cwd)
+    _policy_number: int = PrivateAttr(default=0)
     _version_number: int = PrivateAttr(default=0)
 
     @model_validator(mode="before")
     @classmethod
-    def _name_trust_domain(cls, data: Any) -> Any:
-        if isinstance(data, dict) and "trust_domain" not in data and is_label(data.get("mesh")):
-            return {**data, "trust_domain": f"{data['mesh']}.dev"}
-        return data
+    def _derived(cls, data: Any) -> Any:
+        """The built-in values that other fields decide."""
+        if not isinstance(data, dict):
+            return data
+        derived = dict(data)
+        if "trust_domain" not in data and is_label(data.get("mesh")):
+            derived["trust_domain"] = f"{data['mesh']}.dev"
+        if "control" in data and isinstance(identity := data.get("identity", {}), dict):
+            derived["identity"] = {"source": "control", **identity}
+        return derived
 
     @property
     def version_number(self) -> int:
-        """48 bits of SHA-256 of the content, endpoint files included: equal in processes that read the same."""
+        """48 bits of SHA-256 of the content, endpoint files and what is registered included: equal in processes that
+        read the same.
+        """
         return self._version_number
 
     @property
@@ -122,8 +118,50 @@ class MeshConfig(Section):
         return tuple(sorted(self.services))
 
     def endpoints(self, service: str) -> tuple[Endpoint, ...]:
-        """All endpoints of a service (canonical name), static and from files, in the order of its sources."""
+        """All endpoints of a service (canonical name), in the order of its sources.
+
+        Those of its `registry` source are what `with_registered` gave; without that it is empty.
+        """
         return self._endpoints.get(service, ())
+
+    def has_registry(self, service: str) -> bool:
+        """Has a service (canonical name) a `registry` source?"""
+        return service in self._around_registry
+
+    def with_registered(self, endpoints: Mapping[str, tuple[Endpoint, ...]]) -> MeshConfig:
+        """The same configuration, in which the `registry` source of a service has these, by canonical name, and that of
+        every other none.
+
+        An address that several sources have, or one has twice, counts once: the first. What is given for a service
+        without a `registry` source is left out. Nothing is checked again; it is cheap, and may be done at every change.
+        """
+        given = {name: endpoints[name] for name in sorted(self._around_registry) if endpoints.get(name)}
+        config = self.model_copy()
+        config._endpoints = dict(self._endpoints)
+        for name, (before, after) in self._around_registry.items():
+            config._endpoints[name] = _each_once((*before, *given.get(name, ()), *after))
+        registered = [[name, [_content(endpoint) for endpoint in found]] for name, found in given.items()]
+        config._version_number = number_of([self._policy_number, registered]) if given else self._policy_number
+        return config
+
+    def raw_policy(self) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+        """(`defaults`, canonical name → service) as plain data as they are written; the caller's own copy.
+
+        A `file` source stands as a `static` one with what the file has, so that it says the same elsewhere.
+        """
+        data = copy.deepcopy(self._document.data or {})
+        services = {canonical_name(key): service for key, service in data.get("services", {}).items()}
+        for (_, key, _, index), entries in self._file_entries.items():
+            services[canonical_name(str(key))]["endpoints"][index] = {"static": copy.deepcopy(entries)}
+        return data.get("defaults", {}), services
+
+    def route_targets(self, service: str) -> tuple[str, ...]:
+        """The services that the routes of a service name as backends, without itself; canonical names, sorted."""
+        namespace = service.partition(".")[2]
+        routes = self.services[service].routes if service in self.services else ()
+        named = {backend.service for route in routes for backend in route.backends if backend.service is not None}
+        found = {self.canonical(name, namespace) for name in named} - {service}
+        return tuple(sorted(name for name in found if name is not None))
 
 
 def resolve(known: Mapping[str, Any], name: str, namespace: str) -> str | None:
@@ -132,3 +170,19 @@ def resolve(known: Mapping[str, Any], name: str, namespace: str) -> str | None:
         return name if name in known else None
     here = f"{name}.{namespace}"
     return here if here in known else canonical_name(name) if canonical_name(name) in known else None
+
+
+def number_of(content: Any) -> int:
+    """48 bits of SHA-256 of plain data."""
+    return int.from_bytes(hashlib.sha256(json.dumps(content, sort_keys=True).encode()).digest()[:6])
+
+
+def _each_once(endpoints: Iterable[Endpoint]) -> tuple[Endpoint, ...]:
+    found: dict[tuple[str, int], Endpoint] = {}
+    for endpoint in endpoints:
+        found.setdefault((endpoint.host, endpoint.port), endpoint)
+    return tuple(found.values())
+
+
+def _content(of: Endpoint) -> list[Any]:
+    return [of.host, of.port, of.zone, of.weight, dict(of.labels), of.absent]

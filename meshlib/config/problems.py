@@ -30,7 +30,7 @@ _PLAIN_KEY = re.compile(r"[\w./*<-]{1,100}\Z")
 
 
 class Place(NamedTuple):
-    """Counted from 1."""
+    """Counted from 1; line 0 in what has no lines, such as a policy of the config service."""
 
     file: str
     line: int
@@ -44,7 +44,7 @@ class Place(NamedTuple):
     @property
     def has_lines(self) -> bool:
         """Is it in a text that the user can look at?"""
-        return self.file not in (DICT, OVERRIDES)
+        return self.line > 0 and self.file not in (DICT, OVERRIDES)
 
 
 class Finding(NamedTuple):

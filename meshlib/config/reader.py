@@ -38,7 +38,8 @@ _FLOAT = re.compile(r"([-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?
 class Document:
     """`data` is None when the text cannot be read at all; then `findings` says why.
 
-    `keys` and `values` map paths to places. A value that was refused is None in `data`.
+    `keys` and `values` map paths to places. A value that was refused is None in `data`. `whole`: a service that is not
+    in it does not exist. `local`: it may name files of this machine.
     """
 
     file: str
@@ -46,6 +47,18 @@ class Document:
     keys: dict[Path, Place] = field(default_factory=dict)
     values: dict[Path, Place] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
+    whole: bool = True
+    local: bool = True
+
+    def has(self, path: Path) -> bool:
+        """Is anything written at `path`?"""
+        node = self.data
+        for step in path:
+            known = node if isinstance(node, dict) else range(len(node)) if isinstance(node, list) else ()
+            if step not in known:
+                return False
+            node = node[step]
+        return True
 
     def place(self, path: Path, *, key: bool = False) -> Place:
         """Of the value (or the key) at `path`, or of the nearest thing around it."""

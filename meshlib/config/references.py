@@ -29,7 +29,7 @@ class Level(NamedTuple):
 def check(document: Document, files: Mapping[Path, Document]) -> Iterator[Finding]:
     """Every such mistake. `files`: the endpoint file that was read for the source at each path."""
     data = _mapping(document.data)
-    yield from _trust_domain(document, data)
+    yield from _identity(document, data)
     defaults = Level(("defaults",), _mapping(data.get("defaults")))
     levels = [Level(None, BUILT_IN_TREE), defaults]
     yield from _ceilings(document, levels)
@@ -41,11 +41,13 @@ def check(document: Document, files: Mapping[Path, Document]) -> Iterator[Findin
             message = f"is the same service as {known[canonical_name(key)]!r} ({where}); keep one"
             yield document.finding(("services", key), message, key=True)
     mesh = _Mesh(document, services, known, {})
-    dev = _mapping(data.get("identity")).get("source", "dev") == "dev"
+    dev = _is_dev(data)
     for key, service in services.items():
         level = Level(("services", key), service)
         yield from _ceilings(document, [*levels, level])
-        yield from _consents(mesh, key)
+        if document.whole:
+            yield from _consents(mesh, key)
+        yield from _registries(document, key, service, control="control" in data)
         strict = service.get("mtls", defaults.data.get("mtls", "strict")) == "strict"
         yield from _addresses(document, files, key, service, loopback_only=dev and strict)
         yield from _routes(mesh, key, [*levels, level])
@@ -77,17 +79,43 @@ class _Mesh(NamedTuple):
         return None if found is None else self.known[found]
 
     def unknown(self, path: Path, name: str) -> Finding:
-        message = f"{quoted(name)} is not a service of this file"
+        message = f"{quoted(name)} is not a service of this {'file' if self.document.whole else 'policy'}"
         return self.document.finding(path, message, word=name, choices=self.services)
 
 
-def _trust_domain(document: Document, data: dict[str, Any]) -> Iterator[Finding]:
+def _is_dev(data: dict[str, Any]) -> bool:
+    return "control" not in data and _mapping(data.get("identity")).get("source", "dev") == "dev"
+
+
+def _identity(document: Document, data: dict[str, Any]) -> Iterator[Finding]:
+    source = _mapping(data.get("identity")).get("source")
+    if source == "dev" and "control" in data:
+        where = document.where(("control",))
+        message = f"must be control, because the file has `control` ({where}); remove the one or the other"
+        yield document.finding(("identity", "source"), message)
+    elif source == "control" and "control" not in data:
+        message = "is control, but the file has no `control`; add control: {urls: ['https://host:port']}, or write dev"
+        yield document.finding(("identity", "source"), message)
     written = data.get("trust_domain")
-    dev = _mapping(data.get("identity")).get("source", "dev") == "dev"
-    if dev and isinstance(written, str) and not written.endswith(".dev"):
+    if _is_dev(data) and isinstance(written, str) and not written.endswith(".dev"):
         mesh = data["mesh"] if is_label(data.get("mesh")) else "<mesh>"
         message = f"{quoted(written)} must end in .dev, because identity.source is dev: write {mesh}.dev or remove it"
         yield document.finding(("trust_domain",), message)
+
+
+def _registries(document: Document, key: str, service: dict[str, Any], *, control: bool) -> Iterator[Finding]:
+    first: Path | None = None
+    for index, source in enumerate(_sequence(service.get("endpoints"))):
+        path: Path = ("services", key, "endpoints", index, "registry")
+        if "registry" not in _mapping(source):
+            continue
+        if first is not None:
+            message = f"is already a source of {key!r} ({document.where(first)}); keep one"
+            yield document.finding(path, message, key=True)
+        elif not control:
+            message = "needs the config service; add control: {urls: ['https://host:port']}, or use static"
+            yield document.finding(path, message, key=True)
+        first = first or path
 
 
 def _ceilings(document: Document, levels: list[Level]) -> Iterator[Finding]:

@@ -20,9 +20,9 @@ from .units import quoted
 M = TypeVar("M", bound=BaseModel)
 
 NOT_ENFORCED = frozenset((
-    "authorization", "consul", "control", "cors", "diff", "direct_response", "dns", "egress", "etcd", "fault", "from",
-    "gateways", "grpc", "hash_key", "health_check", "host", "hostnames", "kubernetes", "mirror", "policy_source",
-    "ports", "predicate", "query_params", "rate_limits", "registry", "regular_expression", "request_headers",
+    "authorization", "consul", "cors", "diff", "direct_response", "dns", "egress", "etcd", "fault", "from",
+    "gateways", "grpc", "hash_key", "health_check", "host", "hostnames", "kubernetes", "mirror",
+    "ports", "predicate", "query_params", "rate_limits", "regular_expression", "request_headers",
     "request_redirect", "response_headers", "session_persistence", "srv", "url_rewrite", "xds",
 ))  # fmt: skip
 """Fields of the contract that are not enforced by this release, wherever they stand."""
@@ -31,7 +31,7 @@ NOT_ENFORCED_VALUES = {
     "mtls": {"permissive"},
     "policy": {"ring_hash", "maglev"},
     "protocol": {"grpc"},
-    "source": {"control", "files", "spiffe"},
+    "source": {"files", "spiffe"},
 }
 """Values of the contract that are not enforced by this release, by field."""
 
@@ -88,7 +88,7 @@ def _finding(detail: Any, model: type[BaseModel], document: Document) -> Finding
     if kind == "extra_forbidden":
         return _unknown_field(path, model, document)
     # what a validator wrapped around a short form ("host:port") is not in the file
-    while path and path not in document.values:
+    while not document.has(path):
         path = path[:-1]
     if kind == "literal_error":
         return _unknown_word(path, str(given), detail["ctx"]["expected"], document)

@@ -2,7 +2,7 @@
 
 Keys are P-256. A root signs leaves only (path length 0). A leaf has exactly one URI SAN, its SPIFFE id, and one DNS SAN
 for gRPC, which matches nothing else. All pass OpenSSL's VERIFY_X509_STRICT: subject and authority key identifiers,
-critical basic constraints and key usage. Revocation is a short life, not a list.
+critical basic constraints and key usage. Every field of a leaf but the key is decided here, none by who asks.
 
 Source: SPIFFE X509-SVID §3, §4; RFC 5280; the backdating is SPIRE's practice, longer because laptops' clocks drift.
 """
@@ -68,14 +68,21 @@ class CertificateAuthority:
         return cls(certificate, key, SpiffeId.parse(uri).trust_domain)
 
     def issue(self, spiffe_id: SpiffeId, *, now: float, life_s: float = LEAF_LIFE_S) -> Svid:
-        """A new key and leaf for `spiffe_id`, for `life_s` seconds but never beyond the root's end.
+        """A new key and leaf for `spiffe_id`; all else as `sign`."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        return Svid.load(self.sign(key.public_key(), spiffe_id, now=now, life_s=life_s), _key_pem(key))
+
+    def sign(
+        self, public_key: ec.EllipticCurvePublicKey, spiffe_id: SpiffeId, *, now: float, life_s: float = LEAF_LIFE_S
+    ) -> bytes:
+        """A leaf (PEM) that says `public_key` is `spiffe_id`, for `life_s` seconds but never beyond the root's end.
 
         ValueError when the id is of another trust domain or names no service.
         """
         if spiffe_id.trust_domain != self.trust_domain:
             raise ValueError(f"the CA of trust domain {self.trust_domain} does not issue {spiffe_id}")
-        key, ends = ec.generate_private_key(ec.SECP256R1()), min(now + life_s, self.not_after)
-        builder = _certificate(key.public_key(), x509.random_serial_number(), now, ends, self._key.public_key())
+        ends = min(now + life_s, self.not_after)
+        builder = _certificate(public_key, x509.random_serial_number(), now, ends, self._key.public_key())
         builder = builder.subject_name(_name("workload")).issuer_name(self._certificate.subject)
         builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         builder = builder.add_extension(_usage("digital_signature"), critical=True)
@@ -83,12 +90,17 @@ class CertificateAuthority:
         builder = builder.add_extension(x509.ExtendedKeyUsage(purposes), critical=False)
         names = [x509.UniformResourceIdentifier(str(spiffe_id)), x509.DNSName(dns_name(spiffe_id))]
         builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
-        return Svid.load(builder.sign(self._key, hashes.SHA256()).public_bytes(Encoding.PEM), _key_pem(key))
+        return builder.sign(self._key, hashes.SHA256()).public_bytes(Encoding.PEM)
 
     @property
     def certificate_pem(self) -> bytes:
         """The root certificate."""
         return self._certificate.public_bytes(Encoding.PEM)
+
+    @property
+    def sha256(self) -> str:
+        """The hash of the root certificate's DER, in hex: what a join token pins."""
+        return self._certificate.fingerprint(hashes.SHA256()).hex()
 
     @property
     def private_key_pem(self) -> bytes:

@@ -39,7 +39,7 @@ class Source(Protocol):
     loopback_only: bool
 
     def fetch(self) -> tuple[Svid, TrustBundle]:
-        """A current SVID and bundle; any exception means that there is none now."""
+        """A current SVID and bundle, perhaps the last SVID with other roots; any exception: there is none now."""
 
     def changed(self) -> bool:
         """Is it worth fetching? Cheap: asked every second or so. True until a fetch has succeeded."""

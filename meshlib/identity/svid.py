@@ -2,8 +2,9 @@
 
 A leaf is somebody's identity only if: it has exactly one URI SAN, a SPIFFE id with a path; it is no CA; its key usage
 has digitalSignature and neither keyCertSign nor cRLSign; an extended key usage, where there is one, names both server
-and client; the roots of *its own* trust domain vouch for it. On a live connection OpenSSL checks chain and time during
-the handshake and `verify_leaf` checks the rest; `verify_svid` checks all of it at rest, before an SVID is put to use.
+and client; the roots of *its own* trust domain vouch for it; its serial is not among those that were revoked. On a
+live connection OpenSSL checks chain and time during the handshake and `verify_leaf` checks the rest; `verify_svid`
+checks all of it at rest, before an SVID is put to use.
 
 Source: SPIFFE X509-SVID §2, §4, §5; RFC 5280 §4.2.
 """
@@ -16,6 +17,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from cryptography.x509.verification import PolicyBuilder, Store, VerificationError
@@ -73,20 +76,24 @@ class Svid:
             ) from None
         if key.public_key().public_bytes(*_SPKI) != leaf.public_key().public_bytes(*_SPKI):
             raise ValueError("the private key does not belong to the first certificate of the SVID")
-        begins, ends = leaf.not_valid_before_utc.timestamp(), leaf.not_valid_after_utc.timestamp()
-        return cls(certificate_pem, private_key_pem, _leaf_id(leaf), leaf.serial_number, begins, ends)
+        facts = _facts(leaf)
+        return cls(certificate_pem, private_key_pem, facts.id, facts.serial, facts.not_before, facts.not_after)
 
     def chain(self) -> list[bytes]:
         """The chain in DER, leaf first."""
-        return [c.public_bytes(Encoding.DER) for c in x509.load_pem_x509_certificates(self.certificate_pem)]
+        return chain_of(self.certificate_pem)
 
 
 @dataclass(frozen=True, slots=True)
 class TrustBundle:
-    """The 1 to 16 root certificates that speak for `trust_domain`, in PEM. ValueError where one is no CA."""
+    """The 1 to 16 root certificates that speak for `trust_domain`, in PEM. ValueError where one is no CA.
+
+    `revoked`: the serials of leaves that are refused although a root vouches for them.
+    """
 
     trust_domain: str
     pem: bytes = field(repr=False)
+    revoked: frozenset[int] = field(default=frozenset(), repr=False)
 
     def __post_init__(self) -> None:
         check_trust_domain(self.trust_domain)
@@ -101,26 +108,76 @@ class TrustBundle:
         return _certificates(self.pem, f"the trust bundle of {self.trust_domain}", ROOTS_MAX)
 
 
-def verify_leaf(der: bytes, trust_domain: str) -> SpiffeId:
+@dataclass(frozen=True, slots=True)
+class LeafFacts:
+    """What a leaf says of itself; nothing of it is proved. Times are unix seconds."""
+
+    id: SpiffeId
+    serial: int
+    not_before: float
+    not_after: float
+
+
+def leaf_facts(pem: bytes) -> LeafFacts:
+    """The facts of the first certificate in `pem`, which keeps the leaf rules; else ValueError."""
+    return _facts(_certificates(pem, "a chain", CHAIN_MAX)[0])
+
+
+def serial_number(der: bytes) -> int:
+    """The serial of a certificate, or ValueError."""
+    return _parsed(der).serial_number
+
+
+def public_key(der: bytes) -> CertificatePublicKeyTypes:
+    """The key of a certificate, or ValueError."""
+    try:
+        return _parsed(der).public_key()
+    except UnsupportedAlgorithm as error:
+        raise ValueError(f"the key of the certificate is of no known kind: {error}") from None
+
+
+def chain_of(pem: bytes) -> list[bytes]:
+    """The 1 to 8 certificates in `pem`, in DER, in their order; else ValueError."""
+    return [certificate.public_bytes(Encoding.DER) for certificate in _certificates(pem, "a chain", CHAIN_MAX)]
+
+
+def issuing_root(svid: Svid, bundle: TrustBundle) -> bytes:
+    """The root of `bundle` that signed the last certificate of the SVID's chain, in PEM; ValueError where none did."""
+    last = _parsed(svid.chain()[-1])
+    for root in bundle.roots():
+        try:
+            last.verify_directly_issued_by(root)
+        except (ValueError, TypeError, InvalidSignature):
+            continue
+        return root.public_bytes(Encoding.PEM)
+    raise ValueError(f"no root of trust domain {bundle.trust_domain} has issued the certificate of {svid.id}")
+
+
+def verify_leaf(der: bytes, trust_domain: str, revoked: frozenset[int] = frozenset()) -> SpiffeId:
     """The id that a leaf proves, whose chain and time are already verified against the roots of `trust_domain`.
 
-    PeerIdentityError, with `.expected` and `.actual`, when a leaf rule is broken or it is of another trust domain.
+    PeerIdentityError, with `.expected` and `.actual`, when a leaf rule is broken, it is of another trust domain, or its
+    serial is one of `revoked`.
     """
     expected = f"spiffe://{trust_domain}/*"
     try:
-        actual = _leaf_id(_parsed(der))
+        leaf = _parsed(der)
+        actual = _leaf_id(leaf)
     except ValueError as error:
         raise PeerIdentityError(f"the peer's certificate is no identity: {error}", expected=expected) from error
     if actual.trust_domain != trust_domain:
         message = f"the peer is {actual}, which is not of trust domain {trust_domain}"
         raise PeerIdentityError(message, expected=expected, actual=str(actual))
+    if leaf.serial_number in revoked:
+        raise PeerIdentityError(_revoked(leaf, actual), expected=expected, actual=str(actual))
     return actual
 
 
 def verify_svid(chain: Sequence[bytes], bundles: Mapping[str, TrustBundle], now: float) -> SpiffeId:
     """The id that `chain` (DER, leaf first) proves at unix time `now`, by the bundle of its own trust domain alone.
 
-    PeerIdentityError when a leaf rule is broken, there is no such bundle, or no path leads to one of its roots.
+    PeerIdentityError when a leaf rule is broken, there is no such bundle, no path leads to one of its roots, or the
+    bundle says that the leaf is revoked.
     """
     expected = (
         " or ".join(f"spiffe://{trust_domain}/*" for trust_domain in bundles) or "nobody: there is no trust bundle"
@@ -135,6 +192,8 @@ def verify_svid(chain: Sequence[bytes], bundles: Mapping[str, TrustBundle], now:
         at = dt.datetime.fromtimestamp(now, dt.UTC)
         policy = PolicyBuilder().store(Store(bundles[claimed.trust_domain].roots())).time(at)
         policy.build_client_verifier().verify(leaf, intermediates)
+        if leaf.serial_number in bundles[claimed.trust_domain].revoked:
+            raise ValueError(_revoked(leaf, claimed))
     except (ValueError, VerificationError) as error:
         raise PeerIdentityError(f"the certificate is no identity: {error}", expected=expected) from error
     return claimed
@@ -149,6 +208,15 @@ def _parsed(der: bytes) -> x509.Certificate:
         return x509.load_der_x509_certificate(der)
     except (ValueError, x509.InvalidVersion) as error:
         raise ValueError(f"it is not a certificate: {error}") from error
+
+
+def _revoked(leaf: x509.Certificate, spiffe_id: SpiffeId) -> str:
+    return f"certificate {leaf.serial_number:x} of {spiffe_id} has been revoked"
+
+
+def _facts(leaf: x509.Certificate) -> LeafFacts:
+    begins, ends = leaf.not_valid_before_utc.timestamp(), leaf.not_valid_after_utc.timestamp()
+    return LeafFacts(_leaf_id(leaf), leaf.serial_number, begins, ends)
 
 
 def _leaf_id(leaf: x509.Certificate) -> SpiffeId:

@@ -6,6 +6,10 @@ OpenSSL verifies chain and time; the moment it is done, and before a byte of the
 write, so a server that skips `do_handshake` (gunicorn does) gets the check all the same. Servers give no session
 tickets: a resumed session would outlive a dropped root.
 
+A server may let clients in that show no certificate (`optional_client`); one that shows a certificate must be a valid
+member all the same. Such a server must have been made so itself: OpenSSL takes this mode from the context that the
+connection began with, not from one that an SNI callback puts in its place.
+
 Any library that takes an `ssl.SSLContext` gets the check: the hooks are the documented `sslobject_class` (asyncio,
 uvloop, anyio) and `sslsocket_class` (blocking clients). Source: CPython `ssl`; RFC 8446 §2.2, §4.6.1.
 """
@@ -20,7 +24,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from .spiffe import Matcher, SpiffeId, matches_id, matches_member_of
-from .svid import PeerIdentityError, Svid, TrustBundle, verify_leaf
+from .svid import PeerIdentityError, Svid, TrustBundle, issuing_root, serial_number, verify_leaf
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
@@ -37,17 +41,30 @@ def client_context(svid: Svid | None, bundle: TrustBundle, expected: SpiffeId) -
     context = IdentityContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_REQUIRED
-    context.accept(bundle.trust_domain, matches_id(expected), str(expected))
-    return _equip(context, svid, bundle)
+    context.accept(bundle.trust_domain, matches_id(expected), str(expected), revoked=bundle.revoked)
+    return _equip(context, bundle, svid, with_roots=False)
 
 
-def server_context(svid: Svid, bundle: TrustBundle) -> ssl.SSLContext:
-    """A context whose handshakes succeed only with clients of the bundle's trust domain, none without certificate."""
+def server_context(
+    svid: Svid, bundle: TrustBundle, *, optional_client: bool = False, with_roots: bool = False
+) -> ssl.SSLContext:
+    """A context whose handshakes succeed only with clients of the bundle's trust domain that are not revoked.
+
+    `optional_client`: and with those that show no certificate; `peer_of` is then None. `with_roots`: send the root that
+    issued the leaf, too, for clients that know only its hash (`pinned`); ValueError when the bundle lacks it.
+    """
     context = IdentityContext(ssl.PROTOCOL_TLS_SERVER)
-    context.verify_mode = ssl.CERT_REQUIRED
+    context.verify_mode = ssl.CERT_OPTIONAL if optional_client else ssl.CERT_REQUIRED
     context.num_tickets = 0
-    context.accept(bundle.trust_domain, matches_member_of(bundle.trust_domain), f"spiffe://{bundle.trust_domain}/*")
-    return _equip(context, svid, bundle)
+    expected = f"spiffe://{bundle.trust_domain}/*"
+    context.accept(
+        bundle.trust_domain,
+        matches_member_of(bundle.trust_domain),
+        expected,
+        revoked=bundle.revoked,
+        anonymous=optional_client,
+    )
+    return _equip(context, bundle, svid, with_roots=with_roots)
 
 
 def peer_of(tls: object) -> SpiffeId | None:
@@ -55,23 +72,31 @@ def peer_of(tls: object) -> SpiffeId | None:
     return tls.peer if isinstance(tls, (_IdentityObject, _IdentitySocket)) else None
 
 
+def serial_of(tls: object) -> int | None:
+    """The serial of the leaf by which the peer was verified, or None where `peer_of` is None."""
+    if not isinstance(tls, (_IdentityObject, _IdentitySocket)) or tls.peer is None:
+        return None
+    return serial_number(tls.getpeercert(binary_form=True) or b"")
+
+
 class _IdentityObject(ssl.SSLObject):
     """What event loops drive."""
 
     peer: SpiffeId | None = None
+    verified = False  # and so is an anonymous client of a server that lets it in: its peer stays None
 
     def do_handshake(self) -> None:
         with _typed(self):
             super().do_handshake()
-        self.peer = _identify(self)
+        self.peer, self.verified = _identify(self), True
 
     def read(self, len: int = 1024, buffer: WriteableBuffer | None = None) -> Any:  # noqa: A002 - the name of the base
-        if self.peer is None:
+        if not self.verified:
             self.do_handshake()
         return super().read(len, buffer)
 
     def write(self, data: ReadableBuffer) -> int:
-        if self.peer is None:
+        if not self.verified:
             self.do_handshake()
         return super().write(data)
 
@@ -80,24 +105,25 @@ class _IdentitySocket(ssl.SSLSocket):
     """What blocking clients and servers drive: `recv` ends in `read`, `sendall` in `send`."""
 
     peer: SpiffeId | None = None
+    verified = False  # and so is an anonymous client of a server that lets it in: its peer stays None
 
     def do_handshake(self, block: bool = False) -> None:
         with _typed(self):
             super().do_handshake(block)
-        self.peer = _identify(self)
+        self.peer, self.verified = _identify(self), True
 
     def read(self, len: int = 1024, buffer: WriteableBuffer | None = None) -> Any:  # noqa: A002 - the name of the base
-        if self.peer is None:
+        if not self.verified:
             self.do_handshake()
         return super().read(len, buffer)
 
     def write(self, data: ReadableBuffer) -> int:
-        if self.peer is None:
+        if not self.verified:
             self.do_handshake()
         return super().write(data)
 
     def send(self, data: ReadableBuffer, flags: int = 0) -> int:
-        if self.peer is None:
+        if not self.verified:
             self.do_handshake()
         return super().send(data, flags)
 
@@ -109,16 +135,36 @@ class IdentityContext(ssl.SSLContext):
     sslsocket_class = _IdentitySocket
     trust_domain = ""
     expected = "nobody: the context was not told whom to accept"
+    anonymous = False
+    revoked: frozenset[int] = frozenset()
     _matches: Matcher = staticmethod(lambda _: False)
 
-    def accept(self, trust_domain: str, matches: Matcher, expected: str) -> None:
-        """From now on accept ids of `trust_domain` that match; `expected` says in words, or as an id, who that is."""
-        self.trust_domain, self._matches, self.expected = trust_domain, matches, expected
+    def accept(
+        self,
+        trust_domain: str,
+        matches: Matcher,
+        expected: str,
+        *,
+        revoked: frozenset[int] = frozenset(),
+        anonymous: bool = False,
+    ) -> None:
+        """From now on accept ids of `trust_domain` that match; `expected` says in words, or as an id, who that is.
 
-    def identify(self, der: bytes | None) -> SpiffeId:
-        """The id of a verified leaf, or PeerIdentityError."""
+        Not by a leaf whose serial is one of `revoked`. `anonymous`: and accept a peer that shows no certificate.
+        """
+        self.trust_domain, self._matches, self.expected = trust_domain, matches, expected
+        self.revoked, self.anonymous = revoked, anonymous
+
+    def identify(self, tls: ssl.SSLObject | ssl.SSLSocket) -> SpiffeId | None:
+        """Who is at the other end of `tls`, whose chain and time OpenSSL has verified, or PeerIdentityError.
+
+        None: nobody that could be named, and that is accepted.
+        """
+        der = tls.getpeercert(binary_form=True)
+        if der is None and self.anonymous:
+            return None
         try:
-            actual = verify_leaf(der or b"", self.trust_domain)
+            actual = verify_leaf(der or b"", self.trust_domain, self.revoked)
         except PeerIdentityError as error:
             error.expected = self.expected
             raise
@@ -128,12 +174,12 @@ class IdentityContext(ssl.SSLContext):
         return actual
 
 
-def _identify(tls: ssl.SSLObject | ssl.SSLSocket) -> SpiffeId:
+def _identify(tls: ssl.SSLObject | ssl.SSLSocket) -> SpiffeId | None:
     """Asked of the object's current context: an SNI callback may have put another in the place of the listener's."""
     context = tls.context
     if not isinstance(context, IdentityContext):
         raise PeerIdentityError("the TLS context was replaced by one that cannot verify a SPIFFE id", expected="nobody")
-    return context.identify(tls.getpeercert(binary_form=True))
+    return context.identify(tls)
 
 
 @contextmanager
@@ -147,13 +193,14 @@ def _typed(tls: ssl.SSLObject | ssl.SSLSocket) -> Iterator[None]:
         raise PeerIdentityError(message, expected=expected) from error
 
 
-def _equip(context: IdentityContext, svid: Svid | None, bundle: TrustBundle) -> IdentityContext:
+def _equip(context: IdentityContext, bundle: TrustBundle, svid: Svid | None, *, with_roots: bool) -> IdentityContext:
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.verify_flags |= ssl.VERIFY_X509_STRICT
     context.load_verify_locations(cadata=bundle.pem.decode("ascii"))
     context.set_alpn_protocols(list(ALPN))
     if svid is not None:
-        with _key_file(svid.private_key_pem + b"\n" + svid.certificate_pem) as path:
+        root = b"\n" + issuing_root(svid, bundle) if with_roots else b""
+        with _key_file(svid.private_key_pem + b"\n" + svid.certificate_pem + root) as path:
             context.load_cert_chain(path)
     return context
 

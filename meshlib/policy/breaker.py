@@ -11,6 +11,7 @@ it passes. Two of them guard an endpoint: `REACHABILITY` here (is anybody there?
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -46,9 +47,16 @@ REACHABILITY = BreakerPolicy(max_failures=5, base_s=0.2, max_s=1.5, jitter=0.2)
 """Shuts an endpoint that cannot be connected to. A refused connection is proof, and counts for all five; a connect
 timeout is a sample. The longest wait keeps "first success within 2 s of its return" (linkerd: 1 s to 1 min)."""
 
+ABSENT = BreakerPolicy(max_failures=1, base_s=2.0, max_s=30.0, jitter=0.2)
+"""In its place while the endpoint's lease has ended: it has probably gone, so that one failure is believed, and each
+probe costs a call. When its lease is back, the next probe is due at once."""
+
 
 class Breaker:
-    """State of one breaker. `until`: 0.0 open for traffic, else the monotonic second at which probation begins."""
+    """State of one breaker.
+
+    `until`: 0.0 open for traffic, else the monotonic second at which probation begins; -inf: it has begun.
+    """
 
     __slots__ = ("failures", "policy", "probing", "trips", "until")
 
@@ -100,6 +108,11 @@ class Breaker:
         """A request was given up and says nothing; a probe's permit is free again."""
         if probe:
             self.probing = False
+
+    def due(self) -> None:
+        """There is news of the endpoint: where it is shut the next probe is due, and waits begin anew."""
+        if self.until != 0.0:
+            self.until, self.trips = -math.inf, 0
 
     def changed(self, state: str) -> None:
         """It has gone over to `state`, by a request's end or as a probe began. For a subclass that tells others."""

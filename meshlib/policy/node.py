@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .breaker import REACHABILITY, Breaker
+from .breaker import ABSENT, REACHABILITY, Breaker
 from .load import UNKNOWN_COST, PeakEwma
 
 if TYPE_CHECKING:
     from ..endpoint import Endpoint
     from ..errors import MeshError
     from ..runtime import Rng
+    from .breaker import BreakerPolicy
     from .outlier import OutlierPolicy
 
 STATES = ("ready", "unreachable", "ejected", "probation")
@@ -34,11 +35,13 @@ class Node:
         self.inflight = 0
         self.trouble = "cannot be connected to"
         self.ewma = PeakEwma()
-        self.reach, self.ejection = Breaker(REACHABILITY), Breaker(outlier.breaker())
+        self.reach, self.ejection = Breaker(_reachability(endpoint)), Breaker(outlier.breaker())
 
     def updated(self, endpoint: Endpoint, outlier: OutlierPolicy) -> Node:
-        """The same node under a new policy: what was learned is kept."""
-        self.endpoint, self.ejection.policy = endpoint, outlier.breaker()
+        """The same node under a new policy: what was learned is kept. One whose lease is back may be probed at once."""
+        if self.endpoint.absent and not endpoint.absent:
+            self.reach.due()
+        self.endpoint, self.reach.policy, self.ejection.policy = endpoint, _reachability(endpoint), outlier.breaker()
         return self
 
     def admits(self, now: float) -> bool:
@@ -117,3 +120,7 @@ class Node:
         if self.reach.admits(now) and self.ejection.admits(now):
             return "probation"
         return "unreachable" if not self.reach.admits(now) else "ejected"
+
+
+def _reachability(endpoint: Endpoint) -> BreakerPolicy:
+    return ABSENT if endpoint.absent else REACHABILITY

@@ -22,10 +22,14 @@ class Family(NamedTuple):
 
 FAMILIES: Mapping[str, Family] = {
     "meshlib_policy_version": Family(
-        "gauge", "Version of the policy in force, made from its content: equal where the policy is.", ("resource",)
+        "gauge", "Version of the policy in force, by resource: equal where the policy is.", ("resource",)
     ),
     "meshlib_policy_rejected_total": Family(
         "counter", "Policies that were refused; the last good one stayed in force.", ("resource",)
+    ),
+    "meshlib_control_up": Family("gauge", "1 while the config service answers this process.", ()),
+    "meshlib_control_staleness_seconds": Family(
+        "gauge", "Seconds since the config service last answered; calls go on with what it said last.", ()
     ),
     "meshlib_calls_total": Family(
         "counter",

@@ -88,6 +88,7 @@ class Fakes(Surroundings):
         """Another policy, as when mesh.yaml is edited: what was learned is kept."""
         self._engine.start()
         self._engine.put_in_force(reachable(config))
+        self._engine.retire()
 
     identities = False
 

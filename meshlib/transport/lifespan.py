@@ -83,6 +83,8 @@ class Lifespan:
         if not self.serving:
             await self._stop()
         await self._send(message)
+        if self.serving and not self.told and PEERS not in self.scope["state"]:
+            self.host.listens_on(_address(self._receive))
 
     async def _start(self) -> bool:
         state = self.scope.setdefault("state", {})
@@ -103,6 +105,17 @@ class Lifespan:
         if not self.ended:
             self.ended = True
             await self.host.shutdown()
+
+
+def _address(receive: Receive) -> str:
+    """Where uvicorn was told to listen, '' where another server runs, or it was not told. Our own servers say it
+    themselves, once they do.
+    """
+    config = getattr(getattr(receive, "__self__", None), "config", None)
+    host, port = getattr(config, "host", ""), getattr(config, "port", 0)
+    if not port or getattr(config, "uds", None) or getattr(config, "fd", None) is not None:
+        return ""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _gives_peers(state: MutableMapping[str, Any], receive: Receive) -> bool:

@@ -51,7 +51,7 @@ class MeshServer:
     """Serves `app` until it is told to stop. `host` None: without a mesh, for the limits and the drain alone.
 
     `bind` and `port` are used where no `sockets` are given; port 0 takes a free one. `on_listening` is called once with
-    the real `host:port`. `on_tick` is called about every second. Bounds are seconds, ≥ 0. It
+    the real `host:port`; None: the host's own. `on_tick` is called about every second. Bounds are seconds, ≥ 0. It
     drains after `max_requests`.
     """
 
@@ -74,7 +74,8 @@ class MeshServer:
         self.host = host if host is not None else getattr(self.app, "host", None)
         self.bind, self.port, self.sockets = bind, port, list(sockets)
         self.propagation_s, self.grace_s = propagation_s, grace_s
-        self.on_listening, self.on_tick, self.max_requests = on_listening, on_tick, max_requests
+        self.on_listening = on_listening or getattr(self.host, "listens_on", None)
+        self.on_tick, self.max_requests = on_tick, max_requests
         self.protocol = protocol
         self.address = ""
         self._loop: asyncio.AbstractEventLoop | None = None

@@ -1,4 +1,4 @@
-"""`ca rotate`: new certificates for the processes that share a state_dir."""
+"""`ca`: the local authority of a state_dir, and that of a real config service."""
 
 from __future__ import annotations
 
@@ -9,11 +9,19 @@ import pytest
 from click.testing import CliRunner, Result
 
 from meshlib.cli import meshlib
-from meshlib.identity.dev import DevSource
+from meshlib.control_link import ControlRefusal
+from meshlib.errors import MeshError
+from meshlib.identity.dev import DevSource, rotate_root
+
+from .config_service import ConfigService
 
 
 def run(*arguments: str) -> Result:
-    return CliRunner().invoke(meshlib, ["ca", "rotate", *arguments], catch_exceptions=False)
+    return ca("rotate", *arguments)
+
+
+def ca(*arguments: str) -> Result:
+    return CliRunner().invoke(meshlib, ["ca", *arguments], catch_exceptions=False)
 
 
 @pytest.fixture
@@ -77,3 +85,63 @@ def test_the_default_is_the_mesh_of_this_process(
 def test_two_names_for_one_thing_are_refused(mesh_file: Path) -> None:
     """--config and --state-dir together are wrong usage."""
     assert run("--config", str(mesh_file), "--state-dir", str(mesh_file.parent)).exit_code == 2
+
+
+def test_the_local_roots_are_shown(mesh_file: Path) -> None:
+    """Which signs, which did before, their hashes and ends; without an authority a sentence, exit code 1."""
+    assert ca("show", "--config", str(mesh_file)).exit_code == 1
+    DevSource(mesh_file.parent / "state", "shop.dev", "orders").fetch()
+    rotate_root(mesh_file.parent / "state", propagation_s=0)
+    shown = ca("show", "--config", str(mesh_file))
+    about, titles, signer, previous = shown.stdout.splitlines()
+    assert (about, titles.split()) == ("trust domain shop.dev, generation 3", ["ROOT", "SHA-256", "ENDS", "LEFT"])
+    told = json.loads(ca("show", "--config", str(mesh_file), "--json").stdout)
+    assert [(root["role"], root["sha256"]) for root in told["roots"]] == [
+        ("signer", signer.split()[1]),
+        ("previous", previous.split()[1]),
+    ]
+
+
+def test_a_local_authority_revokes_nothing(mesh_file: Path) -> None:
+    """Exit code 2: it cannot be done, and that is said."""
+    told = ca("revoke", "ff", "--config", str(mesh_file))
+    assert (told.exit_code, told.stdout) == (2, "")
+    assert "revokes nothing" in told.stderr
+
+
+def test_a_config_service_rotates_its_leaves(service: ConfigService) -> None:
+    """The generation grows by one, which every process is told."""
+    told = run()
+    assert (told.exit_code, told.stdout) == (0, "shop: generation 2, new leaves\n")
+    assert json.loads(run("--json").stdout) == {"generation": 3, "rotated": "leaves", "mesh": "shop"}
+    assert json.loads(ca("show", "--json").stdout)["generation"] == 3
+
+
+def test_a_config_service_begins_to_replace_its_root(service: ConfigService) -> None:
+    """The new one is believed and does not sign yet; `ca show` has both, and that this is under way."""
+    told = run("--root")
+    assert (told.exit_code, "a new root is believed" in told.stdout) == (0, True)
+    shown = json.loads(ca("show", "--json").stdout)
+    assert shown["trust_domain"] == "shop.dev"
+    assert {root["role"] for root in shown["roots"]} >= {"signer"}
+    assert len(shown["roots"]) == 2
+    assert len(ca("show").stdout.splitlines()) == 4
+
+
+def test_a_revoked_certificate_is_nobody(service: ConfigService) -> None:
+    """By its serial, in either spelling; `ca show` lists it; the process cannot speak any more."""
+    with service.process("orders.default", "o-1") as process:
+        process.poll()
+        serial = f"{process.svid.serial:x}"
+        told = ca("revoke", f"0x{serial.upper()}")
+        assert (told.exit_code, told.stdout) == (0, f"certificate {serial} is revoked\n")
+        with pytest.raises((ControlRefusal, MeshError)):
+            process.poll()
+    assert json.loads(ca("show", "--json").stdout)["revoked"] == [serial]
+    assert f"certificate {serial} is revoked" in ca("show").stdout
+
+
+@pytest.mark.parametrize("serial", ["", "xyz", "-1", "f" * 61])
+def test_what_is_no_serial_is_wrong_usage(serial: str) -> None:
+    """Exit code 2, before anybody is asked."""
+    assert ca("revoke", "--", serial).exit_code == 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import click
 import pytest
@@ -13,7 +14,11 @@ from click.testing import CliRunner
 import meshlib as package
 from meshlib.cli import meshlib
 
-COMMANDS = [["check"], ["schema"], ["explain"], ["ca"], ["ca", "rotate"], ["demo"], ["version"], []]
+COMMANDS = [
+    ["check"], ["schema"], ["explain"], ["control"], ["status"], ["services"], ["token"], ["token", "create"],
+    ["token", "list"], ["token", "revoke"], ["ca"], ["ca", "show"], ["ca", "rotate"], ["ca", "revoke"], ["identity"],
+    ["doctor"], ["demo"], ["version"], [],
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
@@ -27,8 +32,14 @@ def test_every_command_has_help_with_an_example(command: list[str]) -> None:
 
 def test_there_are_no_other_commands() -> None:
     """What is not tested here is not there."""
-    known = {name for name, command in meshlib.commands.items() if not isinstance(command, click.Group)}
-    assert known | {"ca"} == {command[0] for command in COMMANDS if command}
+
+    def paths(group: click.Group, above: tuple[str, ...] = ()) -> Iterator[list[str]]:
+        for name, command in group.commands.items():
+            yield [*above, name]
+            if isinstance(command, click.Group):
+                yield from paths(command, (*above, name))
+
+    assert sorted(paths(meshlib)) == sorted(command for command in COMMANDS if command)
 
 
 def test_the_version_is_the_package_s() -> None:
@@ -45,7 +56,7 @@ def test_wrong_usage_is_exit_code_2() -> None:
 
 def test_nothing_heavy_is_loaded_before_it_is_needed() -> None:
     """The command line starts without the libraries of the commands that are not run."""
-    heavy = {"asyncio", "cryptography", "fastapi", "flask", "httpx", "pydantic", "rich", "uvicorn", "yaml"}
+    heavy = {"asyncio", "cryptography", "fastapi", "flask", "httpx", "pydantic", "rich", "tenacity", "uvicorn", "yaml"}
     code = f"import sys, meshlib.cli; print(sorted({heavy!r} & set(sys.modules)))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert loaded.stdout == "[]\n"

@@ -176,3 +176,28 @@ def test_explain_refuses_what_is_no_call(tmp_path: Path) -> None:
     for wrong, option in (("--header=x-beta", "--header"), ("--header==1", "--header"), ("--path=items", "--path")):
         result = run("explain", file, "inventory", wrong)
         assert (result.exit_code, option in result.stderr) == (2, True), wrong
+
+
+SERVED = """\
+version: 1
+mesh: shop
+control: {urls: ["https://127.0.0.1:7443"]}
+services:
+  inventory:
+    endpoints: [{static: ["127.0.0.1:18801"]}, {registry: {}}]
+    subsets: {v1: {version: "1"}, v2: {version: "2"}}
+    routes: [{name: main, backends: [{subset: v1, weight: 9}, {subset: v2}], timeout: 500ms}]
+"""
+
+
+def test_a_file_with_a_config_service_is_checked_and_explained(tmp_path: Path) -> None:
+    """What is registered is not known: no note says that a subset selects none, and an explanation needs no endpoints."""
+    file = written(tmp_path, SERVED)
+    checked = run("check", file)
+    assert (checked.exit_code, checked.stderr) == (0, "")
+    assert "1 service, 1 endpoint, 1 route" in checked.stdout
+    explained = run("explain", file, "inventory", "--json")
+    assert explained.exit_code == 0
+    assert json.loads(explained.stdout)["matched"]["route"] == "main"
+    alone = run("check", written(tmp_path, SERVED.replace(", {registry: {}}", "")))
+    assert alone.stderr.count("selects none of its endpoints") == 2

@@ -6,9 +6,13 @@ FULL = """\
 version: 1
 mesh: shop
 trust_domain: shop.dev
-identity: {source: dev}
+control: {urls: ["https://127.0.0.1:7443", "https://[::1]:7443"], fallback: snapshot, start_timeout: 60s}
+identity: {source: control}
+policy_source: file
+ca: {leaf_ttl: 24h, root_ttl: 8760h}
 state_dir: .meshlib
 admin: {listen: "127.0.0.1:0"}
+instance: {zone: eu-1a, weight: 2, labels: {version: "2"}}
 telemetry: {tracing: {sample: 1%}}
 defaults:
   timeout: 2s
@@ -27,6 +31,7 @@ services:
     protocol: http
     endpoints:
       - static: ["127.0.0.1:8081", {address: "127.0.0.1:8082", zone: a, weight: 3, labels: {version: "2"}}]
+      - registry: {}
       - static: ["[::1]:8083"]
     subsets: {v1: {version: "1"}, v2: {version: "2"}}
     allow_routes_from: [orders]

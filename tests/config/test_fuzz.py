@@ -1,11 +1,16 @@
-"""Mutated files: only ConfigError may come out, and each problem has a place. MESHLIB_FUZZ: how many; MESHLIB_SEED."""
+"""Mutated files and parts: only ConfigError may come out, the same for both. MESHLIB_FUZZ: how many; MESHLIB_SEED."""
 
 from __future__ import annotations
 
+import copy
 import os
 import random
+from typing import Any
 
-from meshlib.config import effective, parse_config
+import pytest
+
+from meshlib.config import MeshConfig, config_of, effective, parse_config
+from meshlib.config.compose import compose
 from meshlib.errors import ConfigError, Problem
 
 from .documents import FIVE_MISTAKES, FULL
@@ -57,6 +62,7 @@ def outcome(text: str) -> tuple[Problem, ...] | None:
     return None
 
 
+@pytest.mark.fuzz
 def test_only_config_errors_come_out() -> None:
     """Whatever the text: a configuration whose policies can be computed, or problems that each have a place."""
     print(f"MESHLIB_SEED={SEED} MESHLIB_FUZZ={COUNT}")
@@ -75,3 +81,62 @@ def test_only_config_errors_come_out() -> None:
             assert "\n" not in str(problem), (number, problem, text)
     print(f"accepted {accepted} of {COUNT}")
     assert COUNT // 50 < accepted < COUNT // 2, "the mutations must leave some files valid, not most"
+
+
+VALUES: list[Any] = [
+    None, True, 0, -1, 7, 1.5, "", "a", "orders", "1s", "99h", "50%", "127.0.0.1:1", "10.0.0.1:1", [], {}, ["a"], {"a": "b"},
+    [{"registry": {}}], [{"file": "eps.yaml"}], {"registry": {}}, [{}], "v1", "strict", "nobody",
+]  # fmt: skip
+
+
+def places(node: Any) -> list[tuple[Any, Any]]:
+    """(container, key or index) of everything in some data."""
+    inside = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    return [found for key, value in inside for found in ((node, key), *places(value))]
+
+
+def mutate_data(rng: random.Random, data: dict[str, Any]) -> None:
+    """Change one to three values, or the key of one."""
+    for _ in range(rng.randint(1, 3)):
+        node, key = rng.choice(places(data))
+        if isinstance(node, dict) and node is not data and rng.random() < 0.2:
+            node[rng.choice(["timeout", "orders", "x", "subset", "backends"])] = node.pop(key)
+        elif node is not data:
+            node[key] = copy.deepcopy(rng.choice(VALUES))
+
+
+def refused(make: Any) -> set[str] | None:
+    """The paths of the problems; None: it was made."""
+    try:
+        made: MeshConfig = make()
+    except ConfigError as error:
+        return {problem.path for problem in error.problems}
+    for name, service in made.services.items():
+        for route in (None, *range(len(service.routes))):
+            effective(made, name, route)
+    return None
+
+
+@pytest.mark.fuzz
+def test_parts_are_judged_as_files_are() -> None:
+    """The same data is refused at the same fields, or makes the same policy, whether it is a file or came in parts.
+
+    But for the two things that a part of a mesh is judged by differently: whom it consents to, and files.
+    """
+    print(f"MESHLIB_SEED={SEED} MESHLIB_FUZZ={COUNT}")
+    rng, accepted = random.Random(SEED), 0
+    bootstrap = parse_config("version: 1\nmesh: shop\ncontrol: {urls: ['https://c:1']}\n")
+    defaults, services = parse_config(FULL).raw_policy()
+    for number in range(COUNT):
+        data = copy.deepcopy({"defaults": defaults, "services": services})
+        mutate_data(rng, data)
+        whole = {"version": 1, "mesh": "shop", "control": {"urls": ["https://c:1"]}, **data}
+        in_parts = refused(lambda data=data: compose(bootstrap, "source", data["defaults"], data["services"])) or set()
+        as_file = refused(lambda whole=whole: config_of(whole)) or set()
+        differ = {
+            path for path in in_parts ^ as_file if ".allow_routes_from" not in path and not path.endswith(".file")
+        }
+        assert differ == set(), (number, data)
+        accepted += not in_parts
+    print(f"accepted {accepted} of {COUNT}")
+    assert COUNT // 50 < accepted < COUNT // 2, "the mutations must leave some policies valid, not most"

@@ -96,13 +96,25 @@ def test_canonical_names() -> None:
     assert [config.canonical(name) for name in ("inventory.stock", "nobody", "a.b.c", "")] == [None] * 4
 
 
+def test_text_from_elsewhere_names_no_files(tmp_path: Path) -> None:
+    """`local` False: a file source is a mistake that says what to do, and no file is looked at."""
+    text = HEAD + "services: {a: {endpoints: [{file: eps.yaml}]}}\n"
+    with pytest.raises(ConfigError) as caught:
+        parse_config(text, str(tmp_path / "policy"), local=False)
+    assert [problem.message for problem in caught.value.problems] == [
+        "this policy is not a file of this machine, and names none; write its content under static"
+    ]
+    assert parse_config(HEAD, local=False).names() == ()
+
+
 def test_places() -> None:
     """`place` says file:line, under the written or the canonical name of a service."""
     config = parse_config(FULL, "conf/mesh.yaml")
     line = FULL.splitlines().index("      - name: main") + 1
     for name in ("inventory", "inventory.default"):
         assert config.place(("services", name, "routes", 1)) == f"conf/mesh.yaml:{line}"
-    assert config.place(("defaults", "timeout")) == "conf/mesh.yaml:9"
+    line = FULL.splitlines().index("  timeout: 2s") + 1
+    assert config.place(("defaults", "timeout")) == f"conf/mesh.yaml:{line}"
 
 
 def test_a_file(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from meshlib.config import parse_config
 from meshlib.errors import ConfigError
 
 HEAD = "version: 1\nmesh: m\n"
+CONTROL = "control: {urls: ['https://c:7443']}\n"
 
 
 def problems(text: str) -> list[str]:
@@ -36,6 +37,10 @@ def problems(text: str) -> list[str]:
         ("defaults: {retries: {back_off: {base_interval: 1s}}}", "3:48: defaults.retries.back_off.base_interval: 1s is above retries.back_off.max_interval, which is 250ms (built-in); lower the one or raise the other"),
         ("services: {a: {endpoints: [{static: ['localhost:1', '127.0.0.1:2', 'localhost:1']}]}}", "3:68: services.a.endpoints[0].static[2]: 'localhost:1' is already an endpoint of 'a' (mesh.yaml:3)"),
         ("services: {a: {endpoints: [{static: [{address: '10.0.0.1:1'}]}]}}", "3:48: services.a.endpoints[0].static[0].address: '10.0.0.1:1' is not on this machine: identity.source dev is for 127.0.0.1 only; use such an address, or mtls: disabled"),
+        ("services: {a: {endpoints: [{registry: {}}]}}", "3:29: services.a.endpoints[0].registry: needs the config service; add control: {urls: ['https://host:port']}, or use static"),
+        (CONTROL + "services:\n  a:\n    endpoints:\n    - registry: {}\n    - static: []\n    - registry: {}\n", "9:7: services.a.endpoints[2].registry: is already a source of 'a' (mesh.yaml:7); keep one"),
+        ("identity: {source: control}", "3:20: identity.source: is control, but the file has no `control`; add control: {urls: ['https://host:port']}, or write dev"),
+        (CONTROL + "identity: {source: dev}", "4:20: identity.source: must be control, because the file has `control` (mesh.yaml:3); remove the one or the other"),
     ],
 )  # fmt: skip
 def test_each_mistake(text: str, problem: str) -> None:
@@ -58,6 +63,9 @@ def test_each_mistake(text: str, problem: str) -> None:
         "defaults: {timeout: 60s, limits: {max_timeout: 60s}}",
         "defaults: {limits: {max_timeout: 1s, max_retries: 0}}",
         "defaults: {timeout: 20s}\nservices: {a: {limits: {max_timeout: 5s}}}",
+        CONTROL + "trust_domain: shop.example\nservices: {a: {endpoints: [{static: ['10.0.0.1:1']}, {registry: {}}]}}",
+        CONTROL
+        + "identity: {source: control}\nservices: {a: {endpoints: [{registry: {}}]}, b: {endpoints: [{registry: {}}]}}",
         "defaults: {retries: {per_try_timeout: 1s}}\nservices: {a: {routes: [{name: x, timeout: 300ms}]}}",
     ],
 )
@@ -100,3 +108,11 @@ services:
         "services.a.routes[0].backends[2]",
         "services.b",
     ]
+
+
+def test_one_mistake_about_identity_is_one_problem() -> None:
+    """Where `control` and dev contradict each other, the rules for dev say nothing on top."""
+    text = (
+        CONTROL + "identity: {source: dev}\ntrust_domain: shop.example\nservices: {a: {endpoints: [{static: ['a:1']}]}}"
+    )
+    assert len(problems(text)) == 1

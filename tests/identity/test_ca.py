@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import ssl
+
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from meshlib.identity.ca import BACKDATE_S, LEAF_LIFE_S, ROOT_LIFE_S, CertificateAuthority
 from meshlib.identity.spiffe import SpiffeId
+from meshlib.identity.svid import TrustBundle, leaf_facts, verify_svid
 
 NOW = 1_800_000_000.0
 STOCK = SpiffeId.for_service("shop.dev", "inventory.stock")
@@ -50,6 +55,28 @@ def test_it_issues_for_services_of_its_own_trust_domain_only() -> None:
         authority.issue(SpiffeId.for_service("bank.dev", "vault"), now=NOW)
     with pytest.raises(ValueError, match="no DNS name"):
         authority.issue(SpiffeId("shop.dev", "/edge"), now=NOW)
+
+
+@pytest.mark.parametrize("curve", [ec.SECP256R1(), ec.SECP384R1()])
+def test_a_key_that_somebody_else_made(curve: ec.EllipticCurve) -> None:
+    """The leaf has that key, its own serial, and the same rules as any other; it verifies."""
+    authority, key = CertificateAuthority.create("shop.dev", now=NOW), ec.generate_private_key(curve).public_key()
+    pem, again = (authority.sign(key, STOCK, now=NOW, life_s=100) for _ in range(2))
+    facts = leaf_facts(pem)
+    assert (facts.id, facts.not_before, facts.not_after) == (STOCK, NOW - BACKDATE_S, NOW + 100)
+    assert facts.serial != leaf_facts(again).serial
+    assert x509.load_pem_x509_certificate(pem).public_key() == key
+    bundle = TrustBundle("shop.dev", authority.certificate_pem)
+    assert verify_svid([ssl.PEM_cert_to_DER_cert(pem.decode())], {"shop.dev": bundle}, NOW) == STOCK
+    with pytest.raises(ValueError, match="does not issue"):
+        authority.sign(key, SpiffeId.for_service("bank.dev", "vault"), now=NOW)
+
+
+def test_the_hash_of_a_root() -> None:
+    """Of its DER, in hex: what `openssl x509 -fingerprint -sha256` shows, and a join token has."""
+    authority = CertificateAuthority.create("shop.dev", now=NOW)
+    der = ssl.PEM_cert_to_DER_cert(authority.certificate_pem.decode())
+    assert authority.sha256 == hashlib.sha256(der).hexdigest()
 
 
 def test_load_is_the_inverse_of_create() -> None:

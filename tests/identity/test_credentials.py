@@ -305,3 +305,51 @@ def test_no_key_is_ever_printed(tmp_path: Path, caplog: pytest.LogCaptureFixture
     assert len(secrets) == 4
     assert caplog.records
     assert not [line for line in (*secrets, "PRIVATE KEY") if line in text]
+
+
+def test_other_roots_with_the_same_leaf() -> None:
+    """A source may give the last SVID again: another generation, whose handshakes believe the new roots."""
+    pair, new_root = Pair(), _authority()
+    before = pair.stock.svid
+    pair.sources[1].rotate(pair.root, new_root)
+    fetch = pair.sources[1].fetch
+    pair.sources[1].fetch = lambda: (before, fetch()[1])  # type: ignore[method-assign]
+    assert pair.stock.refresh()
+    assert (pair.stock.svid, pair.stock.generation) == (before, 2)
+    pair.sources[0].rotate(new_root, pair.root)
+    assert pair.orders.refresh()
+    assert pair.join().errors == {}
+
+
+def test_a_revoked_peer_is_out_at_the_next_handshake() -> None:
+    """On both sides; the connection that is open stays."""
+    pair = Pair()
+    opened = pair.join()
+    client, server = (source.fetch for source in pair.sources)
+    orders, stock = pair.orders.svid, pair.stock.svid
+
+    def without(given: tuple[Svid, TrustBundle], held: Svid, revoked: Svid) -> tuple[Svid, TrustBundle]:
+        return held, TrustBundle("shop.dev", given[1].pem, frozenset([revoked.serial]))
+
+    pair.sources[1].fetch = lambda: without(server(), stock, orders)  # type: ignore[method-assign]
+    pair.sources[1].dirty = True
+    assert pair.stock.refresh()
+    refused = pair.join()
+    assert isinstance(refused.server_error, PeerIdentityError)
+    assert refused.server_error.actual == str(ORDERS)
+    assert opened.send(opened.client, opened.server, b"still here") == b"still here"
+    pair.sources[0].fetch = lambda: without(client(), orders, stock)  # type: ignore[method-assign]
+    pair.sources[0].dirty = True
+    assert pair.orders.refresh()
+    assert isinstance(pair.join().client_error, PeerIdentityError)
+
+
+def test_our_own_leaf_revoked_is_not_put_to_use() -> None:
+    """A source that gives one has none."""
+    pair = Pair()
+    fetch, held = pair.sources[0].fetch, pair.orders.svid
+    revoked = TrustBundle("shop.dev", fetch()[1].pem, frozenset([held.serial]))
+    pair.sources[0].fetch = lambda: (held, revoked)  # type: ignore[method-assign]
+    pair.sources[0].dirty = True
+    assert not pair.orders.refresh()
+    assert "has been revoked" in str(pair.orders.renewal_error)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import random
 import stat
 import subprocess
 import sys
@@ -16,31 +15,13 @@ import pytest
 from meshlib.identity import dev
 from meshlib.identity.ca import LEAF_LIFE_S, ROOT_LIFE_S
 from meshlib.identity.dev import DevSource, rotate_leaves, rotate_root
+from meshlib.identity.private_folder import locked
 from meshlib.identity.roots import PROPAGATION_S, ROOT_RENEW_S, Roots
 from meshlib.identity.svid import PeerIdentityError, Svid, TrustBundle, verify_svid
 
+from .clocks import Chance, Clock
+
 PROJECT = Path(__file__).resolve().parents[2]
-
-
-class Clock:
-    """Unix seconds that stand still until told."""
-
-    def __init__(self) -> None:
-        self.now = 1_800_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-class Chance(random.Random):
-    """Always the same number."""
-
-    def __init__(self, value: float) -> None:
-        super().__init__()
-        self.value = value
-
-    def random(self) -> float:
-        return self.value
 
 
 def _source(state_dir: Path, service: str = "orders", clock: Clock | None = None, chance: float = 0.5) -> DevSource:
@@ -123,12 +104,12 @@ def test_a_folder_of_somebody_else_or_a_link_is_refused(tmp_path: Path, monkeypa
         _source(tmp_path / "state").fetch()
 
 
-def test_a_lock_that_is_never_released_is_waited_for_in_vain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lock_that_is_never_released_is_waited_for_in_vain(tmp_path: Path) -> None:
     """The wait has an end, and a sentence that names the lock."""
     source = _source(tmp_path / "state")
     source.fetch()
-    monkeypatch.setattr(dev, "LOCK_WAIT_S", 0.0)
-    with dev._locked(tmp_path / "state/dev-ca"), pytest.raises(TimeoutError, match="lock has been held"):
+    source._file._wait_s = 0.0
+    with locked(tmp_path / "state/dev-ca"), pytest.raises(TimeoutError, match="lock has been held"):
         source.fetch()
     source.fetch()
 

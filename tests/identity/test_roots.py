@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from meshlib.identity.roots import PROPAGATION_S, ROOT_RENEW_S, Roots
+from meshlib.identity.ca import ROOT_LIFE_S
+from meshlib.identity.roots import PROPAGATION_S, ROOT_DROP_S, ROOT_RENEW_S, Roots
 
 NOW = 1_800_000_000.0
 
@@ -26,6 +27,48 @@ def test_a_root_is_believed_before_it_signs_and_after() -> None:
     assert again.promote(again).bundle_pem == again.bundle_pem.removesuffix(one)
     leaves = settled.renew_leaves()
     assert (leaves.generation, leaves.bundle_pem) == (4, settled.bundle_pem)
+
+
+def test_the_anchor_is_what_everybody_believes() -> None:
+    """The signer, and after a rotation the root before it, with its key: whoever slept through one believes it."""
+    first = Roots.create("shop.dev", NOW)
+    assert first.anchor is first.signer
+    coming = first.propose(NOW)
+    assert coming.anchor is first.signer
+    settled = coming.promote(coming)
+    assert settled.anchor is settled.previous is first.signer
+    same = Roots.load(settled.dump())
+    assert same.anchor.private_key_pem == first.signer.private_key_pem
+    again = settled.propose(NOW)
+    assert again.promote(again).anchor is settled.signer
+
+
+def test_a_root_that_does_not_sign_is_dropped_before_its_end() -> None:
+    """A day before, in a generation of its own: nothing can be signed by it that would not end at once."""
+    first = Roots.create("shop.dev", NOW)
+    settled = first.propose(NOW + ROOT_LIFE_S - ROOT_RENEW_S + 1).due(NOW + ROOT_LIFE_S - ROOT_RENEW_S + 10)
+    assert settled.previous is first.signer
+    drop = first.signer.not_after - ROOT_DROP_S
+    assert settled.due(drop) is settled
+    dropped = settled.due(drop + 1)
+    assert (dropped.generation, dropped.previous, dropped.anchor) == (settled.generation + 1, None, settled.signer)
+    assert dropped.bundle_pem == settled.signer.certificate_pem
+
+
+@pytest.mark.parametrize("life_s", [60.0, 3600.0, 7 * 86_400.0])
+def test_roots_of_a_short_life(life_s: float) -> None:
+    """Each is believed before it signs and after, however short they live; there is always one that is valid."""
+    roots, now, signers = Roots.create("shop.dev", NOW, life_s), NOW, []
+    for _ in range(400):
+        now += life_s / 40
+        roots = roots.due(now, life_s)
+        assert roots.signer.not_after > now
+        assert roots.anchor.not_after > now
+        if roots.signer.certificate_pem not in signers:
+            assert not signers or roots.previous is None or roots.previous.certificate_pem == signers[-1]
+            signers.append(roots.signer.certificate_pem)
+    assert 10 <= len(signers) <= 16
+    assert roots.signer.not_after - NOW <= 11.5 * life_s
 
 
 def test_a_step_that_was_taken_is_not_taken_again() -> None:

@@ -11,7 +11,20 @@ import pytest
 from meshlib.errors import MeshError
 from meshlib.identity.ca import CertificateAuthority
 from meshlib.identity.spiffe import SpiffeId
-from meshlib.identity.svid import CHAIN_MAX, ROOTS_MAX, PeerIdentityError, Svid, TrustBundle, verify_leaf, verify_svid
+from meshlib.identity.svid import (
+    CHAIN_MAX,
+    ROOTS_MAX,
+    PeerIdentityError,
+    Svid,
+    TrustBundle,
+    chain_of,
+    issuing_root,
+    leaf_facts,
+    public_key,
+    serial_number,
+    verify_leaf,
+    verify_svid,
+)
 from meshlib.identity.tls import client_context, server_context
 
 from .certificates import Handshake, Issued, certificate, root, stranger, vectors
@@ -173,3 +186,63 @@ def test_a_root_must_be_a_ca() -> None:
     """A leaf in a bundle would let a workload speak for the trust domain."""
     with pytest.raises(ValueError, match="not a CA"):
         certificate(root("ca1"), "x", uris=(WORKLOAD,)).bundle("domain1.test")
+
+
+SHOP = CertificateAuthority.create("shop.dev", now=1_000_000.0)
+SHOP_BUNDLE = TrustBundle("shop.dev", SHOP.certificate_pem)
+ORDERS = SpiffeId.for_service("shop.dev", "orders")
+
+
+def test_a_revoked_leaf_is_nobody() -> None:
+    """At rest and on a live connection; another leaf of the same id is still somebody."""
+    one, other = (SHOP.issue(ORDERS, now=1_000_000.0) for _ in range(2))
+    revoked = TrustBundle("shop.dev", SHOP.certificate_pem, frozenset([one.serial]))
+    said = f"certificate {one.serial:x} of {ORDERS} has been revoked"
+    with pytest.raises(PeerIdentityError, match=said):
+        verify_svid(one.chain(), {"shop.dev": revoked}, 1_000_000.0)
+    with pytest.raises(PeerIdentityError, match=said) as caught:
+        verify_leaf(one.chain()[0], "shop.dev", revoked.revoked)
+    assert (caught.value.expected, caught.value.actual) == ("spiffe://shop.dev/*", str(ORDERS))
+    assert verify_svid(other.chain(), {"shop.dev": revoked}, 1_000_000.0) == ORDERS
+    assert verify_leaf(other.chain()[0], "shop.dev", revoked.revoked) == ORDERS
+    assert verify_svid(one.chain(), {"shop.dev": SHOP_BUNDLE}, 1_000_000.0) == ORDERS
+
+
+def test_bundles_that_differ_in_what_is_revoked_differ() -> None:
+    """So that a process notices; by default nothing is, and none of it is in a repr."""
+    assert SHOP_BUNDLE.revoked == frozenset()
+    assert TrustBundle("shop.dev", SHOP.certificate_pem, frozenset([1])) != SHOP_BUNDLE
+    assert "revoked" not in repr(SHOP_BUNDLE)
+
+
+def test_facts_of_a_leaf() -> None:
+    """Of the first certificate of a chain; what keeps no leaf rules has none."""
+    svid = SHOP.issue(ORDERS, now=1_000_000.0, life_s=100)
+    for pem in (svid.certificate_pem, svid.certificate_pem + SHOP.certificate_pem):
+        facts = leaf_facts(pem)
+        assert (facts.id, facts.serial) == (ORDERS, svid.serial)
+        assert (facts.not_before, facts.not_after) == (svid.not_before, svid.not_after) == (999_940.0, 1_000_100.0)
+    for pem in (b"", b"garbage", SHOP.certificate_pem, svid.private_key_pem):
+        with pytest.raises(ValueError, match=r"\w+ \w+"):
+            leaf_facts(pem)
+
+
+def test_the_root_that_issued() -> None:
+    """Of several the one; where none did, or only its name is the same, a sentence."""
+    svid = SHOP.issue(ORDERS, now=1_000_000.0)
+    others = [CertificateAuthority.create("shop.dev", now=1_000_000.0) for _ in range(2)]
+    first, last = (other.certificate_pem for other in others)
+    assert issuing_root(svid, TrustBundle("shop.dev", first + SHOP.certificate_pem + last)) == SHOP.certificate_pem
+    with pytest.raises(ValueError, match=f"no root of trust domain shop.dev has issued the certificate of {ORDERS}"):
+        issuing_root(svid, TrustBundle("shop.dev", first + last))
+
+
+def test_parts_of_what_is_no_certificate() -> None:
+    """A sentence for whatever a peer may have sent."""
+    for look in (serial_number, public_key, chain_of):
+        for garbage in (b"", b"\x30\x80", b"garbage"):
+            with pytest.raises(ValueError, match="certificate"):
+                look(garbage)
+    svid = SHOP.issue(ORDERS, now=1_000_000.0)
+    assert serial_number(svid.chain()[0]) == svid.serial
+    assert chain_of(svid.certificate_pem) == svid.chain()

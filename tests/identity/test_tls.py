@@ -18,7 +18,7 @@ import pytest
 
 from meshlib.identity.spiffe import SpiffeId
 from meshlib.identity.svid import PeerIdentityError, Svid, TrustBundle
-from meshlib.identity.tls import IdentityContext, _key_file, client_context, peer_of, server_context
+from meshlib.identity.tls import IdentityContext, _key_file, client_context, peer_of, serial_of, server_context
 
 from .certificates import HOUR_S, Handshake, Issued, certificate, load, root, stranger
 
@@ -272,3 +272,126 @@ def test_without_memfd_the_key_is_private_and_gone(
         assert Path(path).parent == tmp_path
     world.server()
     assert list(tmp_path.iterdir()) == []
+
+
+def _members(world: World) -> tuple[Issued, Svid, Svid]:
+    """A leaf for a client as a certificate, and a client's and a server's SVID, of the world's CA."""
+    client = world.leaf(ORDERS)
+    return client, client.unchecked_svid(ORDERS), world.leaf(STOCK).unchecked_svid(STOCK)
+
+
+def test_a_revoked_client_is_refused_in_the_handshake(world: World) -> None:
+    """By its serial, with the id that it proved; another leaf of the same id is let in."""
+    client, revoked, stock = _members(world)
+    bundle = TrustBundle(TRUST_DOMAIN, world.bundle.pem, frozenset([revoked.serial, 7]))
+    for optional in (False, True):
+        server = server_context(stock, bundle, optional_client=optional)
+        joined = Handshake(client_context(revoked, world.bundle, STOCK), server)
+        assert isinstance(joined.server_error, PeerIdentityError)
+        assert f"{client.certificate.serial_number:x} of {ORDERS} has been revoked" in str(joined.server_error)
+        assert joined.server_error.actual == str(ORDERS)
+        assert (peer_of(joined.server), serial_of(joined.server)) == (None, None)
+        with pytest.raises(PeerIdentityError):
+            joined.server.read(1)
+        assert Handshake(world.client(), server).errors == {}
+
+
+def test_a_revoked_server_gets_no_byte(world: World) -> None:
+    """The client refuses it before anything is sent."""
+    _, orders, stock = _members(world)
+    bundle = TrustBundle(TRUST_DOMAIN, world.bundle.pem, frozenset([stock.serial]))
+    joined = Handshake(client_context(orders, bundle, STOCK), server_context(stock, world.bundle))
+    assert isinstance(joined.client_error, PeerIdentityError)
+    assert (joined.client_error.expected, joined.client_error.actual) == (str(STOCK), str(STOCK))
+    with pytest.raises(PeerIdentityError):
+        joined.client.write(b"hello")
+
+
+class Counting:
+    """How often the C object under an SSL object is asked to handshake."""
+
+    def __init__(self, tls: ssl.SSLObject, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.handshakes = 0
+        real = type(tls).do_handshake
+
+        def counted(given: ssl.SSLObject) -> None:
+            self.handshakes += given is tls
+            real(given)
+
+        monkeypatch.setattr(type(tls), "do_handshake", counted)
+
+
+def test_an_optional_client_may_show_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is nobody, reads and writes without another handshake; one that shows a certificate is who it says."""
+    _, orders, stock = _members(world)
+    server = server_context(stock, world.bundle, optional_client=True)
+    joined = Handshake(client_context(None, world.bundle, STOCK), server)
+    assert (joined.errors, peer_of(joined.server), serial_of(joined.server)) == ({}, None, None)
+    counting = Counting(joined.server, monkeypatch)
+    for _ in range(3):
+        assert joined.send(joined.client, joined.server, b"hello") == b"hello"
+        assert joined.send(joined.server, joined.client, b"secret") == b"secret"
+    assert counting.handshakes == 0
+    known = Handshake(client_context(orders, world.bundle, STOCK), server)
+    assert (known.errors, peer_of(known.server), serial_of(known.server)) == ({}, ORDERS, orders.serial)
+    assert serial_of(known.client) == stock.serial
+
+
+@pytest.mark.parametrize("why", EITHER_WAY_WRONG)
+def test_an_optional_client_may_not_show_something_wrong(world: World, why: str) -> None:
+    """No certificate is one thing; a bad one is another, whoever it claims to be."""
+    shown = EITHER_WAY_WRONG[why][0](world)
+    server = server_context(world.leaf(STOCK).unchecked_svid(STOCK), world.bundle, optional_client=True)
+    joined = Handshake(stranger(ssl.PROTOCOL_TLS_CLIENT, shown, world.ca), server)
+    assert isinstance(joined.server_error, PeerIdentityError)
+    with pytest.raises(ssl.SSLError):  # OpenSSL's refusal cannot be repeated, only ours
+        joined.server.read(1)
+    assert peer_of(joined.server) is None
+
+
+@pytest.mark.parametrize("handshake", [True, False], ids=["handshake at accept", "handshake left to the first read"])
+def test_an_anonymous_client_over_sockets(world: World, handshake: bool) -> None:
+    """A blocking server reads what it says, and names nobody."""
+    context = server_context(world.leaf(STOCK).unchecked_svid(STOCK), world.bundle, optional_client=True)
+    server = RecordingServer(context, handshake=handshake)
+    assert _say(client_context(None, world.bundle, STOCK), server.address) == (b"secret", STOCK)
+    server.join()
+    assert (server.got, server.peer, server.error) == (b"hello", None, None)
+
+
+@pytest.mark.parametrize("listener_is_optional", [True, False])
+def test_the_stricter_of_listener_and_current_context_decides(world: World, listener_is_optional: bool) -> None:
+    """An SNI callback that changes the mode lets nobody in whom one of the two contexts would not."""
+    _, _, stock = _members(world)
+    contexts = [server_context(stock, world.bundle, optional_client=optional) for optional in (True, False)]
+    listener, current = contexts if listener_is_optional else contexts[::-1]
+    listener.sni_callback = lambda tls, _name, _listener: setattr(tls, "context", current)
+    joined = Handshake(client_context(None, world.bundle, STOCK), listener)
+    assert isinstance(joined.server_error, ssl.SSLError)
+    with pytest.raises(ssl.SSLError):
+        joined.server.read(1)
+
+
+def test_a_current_context_that_is_optional_too(world: World) -> None:
+    """As the config service rotates its leaf: both optional, anonymous clients come in and see the new leaf."""
+    _, _, stock = _members(world)
+    fresh = world.leaf(STOCK).unchecked_svid(STOCK)
+    listener, current = (
+        server_context(svid, world.bundle, optional_client=True, with_roots=True) for svid in (stock, fresh)
+    )
+    listener.sni_callback = lambda tls, _name, _listener: setattr(tls, "context", current)
+    joined = Handshake(client_context(None, world.bundle, STOCK), listener)
+    assert (joined.errors, serial_of(joined.client)) == ({}, fresh.serial)
+    assert joined.send(joined.client, joined.server, b"hello") == b"hello"
+
+
+def test_the_root_is_sent_where_it_is_asked_for(world: World) -> None:
+    """Of several that are believed the one that issued the leaf, and no other; none that did: a sentence."""
+    _, orders, stock = _members(world)
+    both = TrustBundle(TRUST_DOMAIN, world.other_ca.pem + world.ca.pem)
+    joined = Handshake(client_context(orders, both, STOCK), server_context(stock, both, with_roots=True))
+    assert joined.errors == {}
+    sent = [c.public_bytes(2) for c in joined.client._sslobj.get_unverified_chain()]  # type: ignore[attr-defined]
+    assert sent == [*stock.chain(), world.ca.chain[0]]
+    with pytest.raises(ValueError, match="no root of trust domain"):
+        server_context(stock, world.other_ca.bundle(TRUST_DOMAIN), with_roots=True)

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from meshlib.policy.breaker import DOUBLINGS_MAX, REACHABILITY, Breaker, BreakerPolicy
+from meshlib.policy.breaker import ABSENT, DOUBLINGS_MAX, REACHABILITY, Breaker, BreakerPolicy
 
 RNG = random.Random(1)
 
@@ -120,3 +120,38 @@ def test_a_success_forgets_the_trips():
     breaker.succeeded(probe=True)
     breaker.failed(200.0, RNG, probe=False)
     assert breaker.until == 201.0
+
+
+def test_an_absent_endpoint_waits_from_two_seconds_to_thirty():
+    """One failure shuts it; the waits double from 2 s to 30 s, each longer by up to a fifth."""
+    breaker = Breaker(ABSENT)
+    assert breaker.failed(0.0, RNG, probe=False)
+    for trips, wait in enumerate([2, 4, 8, 16, 30, 30], 1):
+        assert wait <= ABSENT.wait_s(trips, RNG) < wait * 1.2
+
+
+def test_news_makes_the_probe_due():
+    """Shut, the next probe may begin at any time from now on and its failure waits the shortest; open, nothing changes."""
+    breaker = plain(1)
+    breaker.due()
+    assert breaker.state(0.0) == "open-for-traffic"
+    for now in (0.0, 10.0, 20.0):
+        breaker.failed(now, RNG, probe=breaker.begin(now))
+    assert breaker.state(20.0) == "shut"
+    breaker.due()
+    assert breaker.state(0.0) == "probation"
+    assert breaker.begin(20.0)
+    assert not breaker.begin(20.0), "a second probe went out"
+    breaker.failed(20.0, RNG, probe=True)
+    assert breaker.until == 21.0
+
+
+def test_news_while_a_probe_is_out():
+    """It does not let a second one go; the end of the first decides."""
+    breaker = plain(1)
+    breaker.failed(0.0, RNG, probe=False)
+    assert breaker.begin(1.0)
+    breaker.due()
+    assert not breaker.begin(1.0)
+    breaker.succeeded(probe=True)
+    assert breaker.state(1.0) == "open-for-traffic"

@@ -123,3 +123,48 @@ def test_what_was_learned_survives_an_update():
     same = node.updated(Endpoint("10.0.0.1", 80, weight=3), OutlierPolicy(consecutive_errors=9))
     assert same is node
     assert (node.endpoint.weight, node.ejection.policy.max_failures, node.state(0.0)) == (3, 9, "ejected")
+
+
+ABSENT_ENDPOINT = Endpoint("10.0.0.1", 80, absent=True)
+
+
+def test_one_failure_of_an_absent_endpoint_is_believed():
+    """While its lease has ended a connect timeout alone shuts it, for 2 s and more; as long as it answers it is used."""
+    node = Node(ABSENT_ENDPOINT, OUTLIER)
+    node.succeeded(0.01, 0.0, node.begin(0.0))
+    assert node.state(0.0) == "ready"
+    node.unreachable(0.0, RNG, 0, proof=False)
+    assert (node.state(1.99), node.state(2.4)) == ("unreachable", "probation")
+
+
+def test_a_node_becomes_absent():
+    """From the update on the policy of absent endpoints holds; what it has failed before counts."""
+    node = fresh()
+    node.unreachable(0.0, RNG, 0, proof=False)
+    assert node.updated(ABSENT_ENDPOINT, OUTLIER) is node
+    assert node.state(0.0) == "ready"
+    node.unreachable(0.0, RNG, 0, proof=False)
+    assert node.state(1.9) == "unreachable"
+
+
+def test_a_node_whose_lease_is_back_is_probed_at_once():
+    """The wait of an absent endpoint, up to 30 s, ends with the news that it is there; the next wait is short again."""
+    node = Node(ABSENT_ENDPOINT, OUTLIER)
+    for now in (0.0, 100.0, 200.0):
+        node.unreachable(now, RNG, node.begin(now), proof=True)
+    assert node.state(205.0) == "unreachable"
+    node.updated(Endpoint("10.0.0.1", 80), OUTLIER)
+    assert node.state(201.0) == "probation"
+    probe = node.begin(201.0)
+    assert node.why_not(201.0) == "cannot be connected to, a probe is under way"
+    node.unreachable(201.0, RNG, probe, proof=True)
+    assert node.state(201.3) == "probation"
+
+
+def test_an_update_that_brings_no_lease_back_keeps_the_wait():
+    """An endpoint that stays absent, or was never, waits out what it has to."""
+    for endpoint in (ABSENT_ENDPOINT, Endpoint("10.0.0.1", 80)):
+        node = Node(endpoint, OUTLIER)
+        node.unreachable(0.0, RNG, 0, proof=True)
+        node.updated(endpoint, OUTLIER)
+        assert node.state(0.1) == "unreachable"

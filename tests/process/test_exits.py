@@ -107,10 +107,12 @@ def test_a_program_just_ends(world: World, name: str) -> None:
     ends(world, name)
 
 
-def ends(world: World, name: str) -> float:
+def ends(world: World, name: str, **variables: str) -> float:
     """Exit code kept, nothing on stderr but the loud line of the dev identity."""
     program, code = PROGRAMS[name]
-    process = world.run(program, re.sub(r"\W+", "-", name), flags=("-X", "dev", "-W", "error"))
+    process = world.run(
+        program, "program-" + re.sub(r"\W+", "-", name), flags=("-X", "dev", "-W", "error"), **variables
+    )
     began = time.monotonic()
     assert process.wait(ENDS_WITHIN_S) == code, process.log()
     took_s = time.monotonic() - began

@@ -44,6 +44,7 @@ class FakeHost:
         self.in_flight = InFlight()
         self.events: list[str] = []
         self.calls: list[Any] = []
+        self.addresses: list[str] = []
         self._listener = server_context(SERVER_SVID, BUNDLE) if tls else None
 
     def server_service(self, leaf: Service) -> Service:
@@ -60,6 +61,9 @@ class FakeHost:
 
     def start(self) -> None:
         self.events.append("start")
+
+    def listens_on(self, address: str) -> None:
+        self.addresses.append(address)
 
     async def startup(self) -> None:
         if "mesh started" not in self.events:

@@ -347,6 +347,7 @@ def test_malformed_vectors_end_in_an_error_or_a_response() -> None:
             assert outcomes == {"error"}, entry["id"]
 
 
+@pytest.mark.fuzz
 def test_fuzz() -> None:
     """Mutated responses in random pieces: only our errors, no response that is not complete, no keep after an error."""
     seed = int(os.environ.get("MESHLIB_SEED", "20240817"))

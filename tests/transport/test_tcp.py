@@ -33,3 +33,10 @@ def test_errors_name_the_address_and_what_happened() -> None:
         True,
         False,
     )
+
+
+def test_an_address_that_means_any_becomes_the_one_on_the_way() -> None:
+    """0.0.0.0 is where to listen, not where to be found; another address is left as it is. Nothing is sent."""
+    assert tcp.address_towards("0.0.0.0:8080", "https://127.0.0.1:7443") == "127.0.0.1:8080"
+    assert tcp.address_towards("10.1.2.3:8080", "https://127.0.0.1:7443") == "10.1.2.3:8080"
+    assert tcp.address_towards("[::1]:8080", "https://127.0.0.1:7443") == "[::1]:8080"
