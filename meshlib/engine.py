@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
-from .agent import Agent, FileWatch
+from .agent import Agent
 from .config import MeshConfig, config_of
 from .config.bootstrap import BOOTSTRAP
 from .config.compose import compose
@@ -50,6 +50,7 @@ from .snapshot import Arriving, Snapshot, candidates
 from .telemetry.metrics import Metrics
 from .telemetry.provider import setup_provider
 from .telemetry.tracing import Tracing
+from .watched_file import WatchedFile
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
@@ -66,8 +67,6 @@ STORAGE_LOOK_S = 0.5
 """How often what breakers keep in a storage is written and read."""
 RENEWAL_LOOK_S = 0.5
 """How often the agent asks whether the identity has to be renewed."""
-IDENTITY_AGAIN_S = 1.0
-"""An edit that needs an identity which cannot be had is tried again after so long."""
 RETIRE_AFTER_S = 2.0
 """An endpoint that has left the policy is let go after so long: one that flaps finds its connections again (F07)."""
 IN_FORCE_LOOK_S = 0.02
@@ -135,13 +134,13 @@ class Engine:
         self.instance = os.environ.get("MESHLIB_INSTANCE") or uuid.uuid4().hex
         self._lock = threading.RLock()
         self._agent: Agent | None = None
+        self.file: WatchedFile | None = None
         self.follower: Follower | None = None
         self._in_force = False
-        self._watch: FileWatch | None = None
         self._storage_agent: Agent | None = None
         self.provider: TracerProvider | None = None
         self._learned = Learned(EventLoopRuntime().lock, None if self.circuits is None else self.circuits.node)
-        self._renewal_due, self._reload_due, self._retire_due, self._reported = 0.0, math.inf, math.inf, ""
+        self._renewal_due, self._retire_due = 0.0, math.inf
         self._gauges: dict[tuple[str, str], list[Callable[[], None]]] = {}
 
     # Life
@@ -172,9 +171,11 @@ class Engine:
         """Identity, span export, and the agent that keeps both and the policy up to date."""
         config = self.policy.config
         if config.control is None:
-            self._identify(config)
-            self._show_file()
-            self._watch = FileWatch(self._watched(config))
+            self.identify(config)
+            source = self._source()
+            self.file = WatchedFile(
+                self, self._read, None if isinstance(source, Mapping | MeshConfig) else Path(source)
+            )
             self._in_force = True
         else:
             self._follow(config, control_urls(os.environ) or config.control.urls)
@@ -183,10 +184,6 @@ class Engine:
         if self.circuits is not None and self.circuits.stored:
             # An agent of its own: a storage that hangs must not keep certificates from being renewed.
             self._storage_agent = Agent(partial(self._exchange, self.circuits), STORAGE_LOOK_S)
-
-    def _show_file(self) -> None:
-        self.metrics.gauge("meshlib_policy_version", {"resource": "mesh.yaml"}, lambda: self.policy.version)
-        self.metrics.counter("meshlib_policy_rejected_total", {"resource": "mesh.yaml"})
 
     def _follow(self, config: MeshConfig, urls: tuple[str, ...]) -> None:
         if self.anonymous:
@@ -293,11 +290,12 @@ class Engine:
             raise IdentityError(f"{service!r} is strict, and this process has no identity to call it with")
         return self.credentials.client(SpiffeId.for_service(self.trust_domain, service))
 
+    def _source(self) -> str | os.PathLike[str] | Mapping[str, Any] | MeshConfig:
+        given = self.source_of_config
+        return (os.environ.get("MESHLIB_CONFIG") or "mesh.yaml") if given is None else given
+
     def _read(self) -> MeshConfig:
-        source = self.source_of_config
-        if source is None:
-            source = os.environ.get("MESHLIB_CONFIG") or "mesh.yaml"
-        return config_of(source, self.overrides) if self.overrides else config_of(source)
+        return config_of(self._source(), self.overrides) if self.overrides else config_of(self._source())
 
     def _own_name(self) -> str:
         name = self.given or os.environ.get("MESHLIB_SERVICE") or ANONYMOUS
@@ -306,7 +304,7 @@ class Engine:
             raise ConfigError(f"Mesh({name!r}): a service is named `name` or `name.namespace`, in lower case")
         return canonical_name(name)
 
-    def _identify(self, config: MeshConfig) -> None:
+    def identify(self, config: MeshConfig) -> None:
         """Get a `dev` identity where the policy needs one and there is none yet. ConfigError says why there is none."""
         if self.credentials is not None or not self.surroundings.identities or not self._needs_identity(config):
             return
@@ -325,21 +323,13 @@ class Engine:
         names = (self.service, *config.names())
         return any(effective(config, name).mtls == "strict" for name in names)
 
-    def _watched(self, config: MeshConfig) -> set[Path]:
-        """The files that were read, and the path as given: a directory changes when a part is added."""
-        source = self.source_of_config
-        if isinstance(source, Mapping | MeshConfig):
-            return set(config.files)
-        return {*config.files, Path(source or os.environ.get("MESHLIB_CONFIG") or "mesh.yaml")}
-
     # What the agent does
 
     def _tick(self) -> None:
         now = time.monotonic()
-        if self._watch is not None and (self._watch.changed() or now >= self._reload_due):
-            self.reload()
-        if self.follower is not None:
-            self.follower.tick()
+        for source in (self.file, self.follower):
+            if source is not None:
+                source.tick()
         if now >= self._retire_due:
             self.retire()
         if self.credentials is not None and now >= self._renewal_due:
@@ -351,33 +341,6 @@ class Engine:
             nodes = self._learned.nodes()
         circuits.exchange(nodes, self._learned.lock)
 
-    def reload(self) -> bool:
-        """Read the configuration again and put it in force, or report why not. True when something changed."""
-        self._reload_due = math.inf
-        try:
-            config = self._read()
-        except ConfigError as error:
-            self._rejected(error)
-            return False
-        if self._watch is not None:
-            self._watch.follow(self._watched(config))
-        if config.version_number == self.policy.version:
-            return False
-        try:
-            self._identify(config)
-            self.put_in_force(config)
-        except ConfigError as error:
-            self._reload_due = time.monotonic() + IDENTITY_AGAIN_S
-            self._rejected(error)
-            return False
-        return True
-
-    def _rejected(self, error: ConfigError) -> None:
-        if str(error) != self._reported:
-            self._reported = str(error)
-            self.metrics.counter("meshlib_policy_rejected_total", {"resource": "mesh.yaml"}).add()
-            logger.error("the edited mesh.yaml is not used, the last good one stays in force:\n%s", error)
-
     def put_in_force(self, config: MeshConfig, known: Collection[str] | None = None, *, quiet: bool = False) -> None:
         """Compile everything that is in use, then swap one reference. `known`: see Snapshot. `quiet`: say nothing."""
         old = self.policy
@@ -388,7 +351,7 @@ class Engine:
             new = self.snapshot(config, known)
             for name in old.names():
                 new.plan(name)
-            self.policy, self._reported, self._in_force = new, "", True
+            self.policy, self._in_force = new, True
             self._retire_due = min(self._retire_due, time.monotonic() + RETIRE_AFTER_S)
         logger.log(logging.DEBUG if quiet else logging.INFO, "policy %s is in force", new.version)
 

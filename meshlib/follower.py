@@ -344,6 +344,9 @@ class Follower:
                 return
             self._policy.take(reply, credentials.bundle, self._now())
             self._start_by = float("inf")
+        if not self.answered_at:  # at once: a job may be over before the first tick
+            self._save(self._now())
+            credentials.refresh()
         if self.away_since and self.answered_at:
             logger.warning("the config service is back after %.0f s", time.time() - self.away_since)
         self.answered_at, self.away_since, self.trouble = time.time(), 0.0, ""

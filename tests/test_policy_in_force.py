@@ -35,6 +35,16 @@ def plan_of(mesh: Mesh) -> ServicePlan:
     return plan
 
 
+def reload(mesh: Mesh) -> bool:
+    assert mesh._engine.file is not None
+    return mesh._engine.file.reload()
+
+
+def again_at(mesh: Mesh) -> float:
+    assert mesh._engine.file is not None
+    return mesh._engine.file.again_at
+
+
 def metric(mesh: Mesh, name: str) -> str:
     return next(line for line in mesh._engine.metrics.render().splitlines() if line.startswith(name)).split()[-1]
 
@@ -46,7 +56,7 @@ def test_an_edit_is_in_force_and_what_was_learned_stays(tmp_path: Path) -> None:
         first = before.backends[0][0].cluster.nodes[0]
         first.ewma.observe(0.5, 1.0)
         written(tmp_path, "2s", '["127.0.0.1:1001", "127.0.0.1:1003"]')
-        assert mesh._engine.reload()
+        assert reload(mesh)
         after = plan_of(mesh)
         assert after.routes[0].timeout_s == 2.0
         assert before.routes[0].timeout_s == 1.0, "a plan in use was changed"
@@ -66,13 +76,13 @@ def test_a_broken_edit_changes_nothing_and_is_reported(tmp_path: Path, caplog: p
         assert metric(mesh, "meshlib_policy_rejected_total") == "0"
         path.write_text(path.read_text().replace("timeout: 1s", "timeout: soon"))
         with caplog.at_level(logging.ERROR, "meshlib"):
-            assert not mesh._engine.reload()
+            assert not reload(mesh)
         assert "mesh.yaml:6:14: services.inventory.timeout" in caplog.text
         assert plan_of(mesh) is before
         assert metric(mesh, "meshlib_policy_version") == version
         assert metric(mesh, "meshlib_policy_rejected_total") == "1"
         written(tmp_path, "3s")
-        assert mesh._engine.reload()
+        assert reload(mesh)
         assert plan_of(mesh).routes[0].timeout_s == 3.0
 
 
@@ -82,7 +92,7 @@ def test_an_edit_that_says_the_same_changes_nothing(tmp_path: Path) -> None:
     with Mesh("orders", path) as mesh:
         before = plan_of(mesh)
         path.write_text("# a comment\n" + path.read_text())
-        assert not mesh._engine.reload()
+        assert not reload(mesh)
         assert plan_of(mesh) is before
 
 
@@ -92,7 +102,7 @@ def test_a_bootstrap_field_waits_for_the_next_start(tmp_path: Path, caplog: pyte
     with Mesh("orders", path) as mesh:
         path.write_text(path.read_text().replace("mesh: shop", "mesh: store").replace("timeout: 1s", "timeout: 4s"))
         with caplog.at_level(logging.WARNING, "meshlib"):
-            assert mesh._engine.reload()
+            assert reload(mesh)
         assert "mesh, trust_domain will be in force when this process starts again" in caplog.text
         assert plan_of(mesh).routes[0].timeout_s == 4.0
 
@@ -110,7 +120,7 @@ def test_an_edit_to_strict_gets_an_identity_before_it_is_in_force(tmp_path: Path
         assert not mesh._engine.strict
         path = tmp_path / "mesh.yaml"
         path.write_text(path.read_text().replace("mtls: disabled", "mtls: strict"))
-        assert mesh._engine.reload()
+        assert reload(mesh)
         assert mesh._engine.strict
         assert plan_of(mesh).backends[0][0].strict
         assert mesh._engine.client_tls("inventory.default").expected == "spiffe://shop.dev/ns/default/sa/inventory"
@@ -125,7 +135,7 @@ def test_an_edit_that_needs_an_identity_that_cannot_be_had_is_refused(
         path = tmp_path / "mesh.yaml"
         path.write_text(path.read_text().replace("mtls: disabled", "mtls: strict"))
         with caplog.at_level(logging.ERROR, "meshlib"):
-            assert not mesh._engine.reload()
+            assert not reload(mesh)
         assert "chmod 700" in caplog.text
         assert not mesh._engine.strict
         assert not plan_of(mesh).backends[0][0].strict
@@ -138,14 +148,14 @@ def test_an_edit_waits_for_an_identity_that_fails_for_a_while(tmp_path: Path, ca
         path = tmp_path / "mesh.yaml"
         path.write_text(path.read_text().replace("mtls: disabled", "mtls: strict"))
         with caplog.at_level(logging.ERROR, "meshlib"):
-            assert not mesh._engine.reload()
-            assert mesh._engine._reload_due < float("inf")
-            assert not mesh._engine.reload()
+            assert not reload(mesh)
+            assert again_at(mesh) < float("inf")
+            assert not reload(mesh)
         assert caplog.text.count("is not used") == 1
         (tmp_path / ".meshlib").chmod(0o700)
-        assert mesh._engine.reload()
+        assert reload(mesh)
         assert mesh._engine.strict
-        assert mesh._engine._reload_due == float("inf")
+        assert again_at(mesh) == float("inf")
 
 
 def test_two_spellings_are_one_plan_and_terms_are_one_budget(tmp_path: Path) -> None:
@@ -154,7 +164,7 @@ def test_two_spellings_are_one_plan_and_terms_are_one_budget(tmp_path: Path) -> 
         assert plan_of(mesh) is mesh._engine.plan("inventory.default")
         budget = plan_of(mesh).backends[0][0].budget
         written(tmp_path, "9s")
-        assert mesh._engine.reload()
+        assert reload(mesh)
         assert plan_of(mesh).backends[0][0].budget is budget
         assert len(mesh._engine._learned._budgets) == 1
 
