@@ -1,8 +1,10 @@
-"""`make bench`: CPU per call and latency of a call with the whole client stack, beside bare httpx and bare aiohttp.
+"""CPU per call and latency of a call with the whole client stack, beside bare httpx and bare aiohttp.
 
 One run, interleaved rounds, on one core; the servers have the other. "Bare httpx" is a client of its own for each
 concurrency with default limits: a pool that has been at 50 pays for its idle connections at 1. Compare ratios, not
 microseconds. Exit code 1 when a bar is missed.
+
+    python -m benchmarks.calls [--rounds 5] [--uvloop]
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, Spa
 from meshlib import Mesh
 from meshlib.identity.spiffe import SpiffeId
 
+from .report import Bars
 from .servers import BODY, running
 
 CONCURRENCIES = (1, 50)
@@ -219,7 +222,7 @@ def _threads(call: Callable[[], httpx.Response], calls: int, concurrency: int) -
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.calls", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--uvloop", action="store_true")
     options = parser.parse_args()
@@ -243,14 +246,10 @@ def main() -> int:
         print("\nthreads")
         blocking.show((1, 8), ("httpx",))
     provider.shutdown()
-    print()
-    missed = 0
+    bars = Bars()
     for (peer, concurrency), bar in BARS.items():
-        ratio = board.ratio("mesh", peer, concurrency)
-        held = ratio <= bar
-        missed += not held
-        print(f"{'held  ' if held else 'MISSED'}  mesh ÷ {peer:8} at {concurrency:2}: {ratio:.3f}, bar {bar}")
-    return 1 if missed else 0
+        bars.check(f"mesh ÷ {peer:8} at {concurrency:2}", board.ratio("mesh", peer, concurrency), bar)
+    return bars.show()
 
 
 if __name__ == "__main__":
