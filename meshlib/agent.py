@@ -15,6 +15,8 @@ from pathlib import Path
 TICK_S = 0.1
 """How often it looks. An edit is in force after two looks: one that sees it, one that sees it has settled."""
 STOP_WITHIN_S = 1.0
+PARTS_MAX = 1000
+"""Files of a directory that are looked at: as many as a mesh may have (config.load.MAX_FILES)."""
 
 logger = logging.getLogger("meshlib")
 
@@ -44,12 +46,13 @@ class Agent:
                     logger.exception("the agent could not do its round; what is in force stays in force")
 
 
-Signature = tuple[tuple[str, int, int, int], ...]
+Status = tuple[str, int, int, int]
+Signature = tuple[Status, ...]
 
 
 class FileWatch:
     """Tells when any of some files has changed and has then stayed the same for one look. Polling: no dependency, and
-    it sees renames, truncations and new files alike.
+    it sees renames, truncations and new files alike. Of a directory its `*.yaml` are watched, as they come and go.
     """
 
     def __init__(self, files: Iterable[Path]) -> None:
@@ -74,12 +77,27 @@ class FileWatch:
         return True
 
     def _signature(self) -> Signature:
-        found = []
+        found: dict[str, Status] = {}
         for file in self.files:
-            try:
-                stat = os.stat(file)
-            except OSError:
-                found.append((str(file), -1, -1, -1))
-            else:
-                found.append((str(file), stat.st_mtime_ns, stat.st_size, stat.st_ino))
-        return tuple(found)
+            path = str(file.absolute())
+            found[path] = (path, *_looked_at(path))
+            if os.path.isdir(path):
+                found |= {part: (part, *_looked_at(part)) for part in _parts(path)}
+        return tuple(found.values())
+
+
+def _looked_at(path: str) -> tuple[int, int, int]:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return -1, -1, -1
+    return status.st_mtime_ns, status.st_size, status.st_ino
+
+
+def _parts(folder: str) -> list[str]:
+    """The files of a mesh in a directory, as `config.load` takes them; whether they are valid or not."""
+    try:
+        names = sorted(name for name in os.listdir(folder) if name.endswith(".yaml") and not name.startswith("."))
+    except OSError:
+        return []
+    return [os.path.join(folder, name) for name in names[:PARTS_MAX]]

@@ -91,13 +91,14 @@ class ControlLink:
         *,
         timeout_s: float = CALL_TIMEOUT_S,
         max_retries: int = 1,
+        idempotent: bool = True,
         bearer: str = "",
         headers: Mapping[str, str] | None = None,
     ) -> bytes:
         """The body of a 200. ControlRefusal for another status, MeshError where there was no answer in time, OSError
         where the link is closed.
 
-        Every operation of the config service may be asked for twice, so a lost answer is asked for again.
+        `idempotent`: a lost answer may be asked for again. Nearly every operation of the config service may.
         """
         body = b"" if document is None else json.dumps(document).encode()
         lines = [f"host: {_NAME}", "accept: application/json", *(f"{k}: {v}" for k, v in (headers or {}).items())]
@@ -107,7 +108,7 @@ class ControlLink:
             lines += ["content-type: application/json", f"content-length: {len(body)}"]
         call = Call(
             f"{_NAME}.default", method, path.encode(), "".join(f"{line}\r\n" for line in lines).encode("latin-1"), body,
-            timeout_s=timeout_s, max_retries=max_retries, idempotent=True,
+            timeout_s=timeout_s, max_retries=max_retries, idempotent=idempotent,
         )  # fmt: skip
         try:
             reply = drive(self._scope.service(_NAME)(call))

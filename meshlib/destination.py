@@ -70,6 +70,10 @@ class ServicePlan:
         """Does every backend ask its callers for an identity?"""
         return all(backend.strict for backends in self.backends for backend in backends)
 
+    def services(self) -> set[str]:
+        """The services that its calls may go to."""
+        return {backend.service for backends in self.backends for backend in backends}
+
     def endpoints(self) -> set[tuple[str, str]]:
         """(service, address) of every node that a call may reach."""
         return {

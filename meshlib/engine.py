@@ -20,6 +20,7 @@ import asyncio
 import logging
 import math
 import os
+import re
 import threading
 import time
 import uuid
@@ -34,7 +35,7 @@ from .config import MeshConfig, config_of
 from .config.bootstrap import BOOTSTRAP
 from .config.compose import compose
 from .config.effective import effective
-from .config.environment import control_urls
+from .config.environment import check_address, control_urls
 from .config.fields import canonical_name, is_label
 from .errors import ConfigError, IdentityError, UnknownService
 from .follower import FIRST_USE_S, Follower
@@ -69,10 +70,15 @@ RENEWAL_LOOK_S = 0.5
 """How often the agent asks whether the identity has to be renewed."""
 RETIRE_AFTER_S = 2.0
 """An endpoint that has left the policy is let go after so long: one that flaps finds its connections again (F07)."""
+RETIRE_WITHIN_S = 10.0
+"""It is let go after so long even where the policy changes all the time."""
 IN_FORCE_LOOK_S = 0.02
 """How often a start looks whether identity and policy are there."""
 EXPECTED_MAX = 4096
 """Names of clients made before the start that are asked for with the first poll; others when they are called."""
+
+INSTANCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}").fullmatch
+"""What the config service takes for the name of an instance."""
 
 _ENGINES: WeakSet[Engine] = WeakSet()
 
@@ -121,6 +127,7 @@ class Engine:
         self.closed = False
         self.surroundings = Surroundings()
         self._expected: dict[str, None] = {}
+        self._made_in = os.getpid()
         self.reset()
         _ENGINES.add(self)
 
@@ -131,7 +138,7 @@ class Engine:
         self.threads: ThreadScope | None = None
         self.credentials: Credentials | None = None
         self.metrics = Metrics()
-        self.instance = os.environ.get("MESHLIB_INSTANCE") or uuid.uuid4().hex
+        self.instance = self._instance()
         self._lock = threading.RLock()
         self._agent: Agent | None = None
         self.file: WatchedFile | None = None
@@ -140,8 +147,13 @@ class Engine:
         self._storage_agent: Agent | None = None
         self.provider: TracerProvider | None = None
         self._learned = Learned(EventLoopRuntime().lock, None if self.circuits is None else self.circuits.node)
-        self._renewal_due, self._retire_due = 0.0, math.inf
+        self._renewal_due, self._retire_due, self._retire_by = 0.0, math.inf, math.inf
         self._gauges: dict[tuple[str, str], list[Callable[[], None]]] = {}
+
+    def _instance(self) -> str:
+        """The name of this process among those of its service. A forked child is another one."""
+        given, own = os.environ.get("MESHLIB_INSTANCE", ""), uuid.uuid4().hex
+        return f"{given}-{own[:8]}" if given and os.getpid() != self._made_in else given or own
 
     # Life
 
@@ -170,6 +182,7 @@ class Engine:
     def begin_outside(self) -> None:
         """Identity, span export, and the agent that keeps both and the policy up to date."""
         config = self.policy.config
+        self.provider = setup_provider(self.service, self.instance)
         if config.control is None:
             self.identify(config)
             source = self._source()
@@ -179,7 +192,6 @@ class Engine:
             self._in_force = True
         else:
             self._follow(config, control_urls(os.environ) or config.control.urls)
-        self.provider = setup_provider(self.service, self.instance)
         self._agent = Agent(self._tick)
         if self.circuits is not None and self.circuits.stored:
             # An agent of its own: a storage that hangs must not keep certificates from being renewed.
@@ -198,6 +210,12 @@ class Engine:
                 f"{self.service} has no identity in {folder} and no join token to get one with: set MESHLIB_TOKEN_FILE "
                 f"to a file with what `meshlib token create {self.service}` prints"
             )
+        if not INSTANCE(self.instance):
+            raise ConfigError(
+                f"MESHLIB_INSTANCE={self.instance}: up to 128 letters, digits, dots, hyphens, underscores"
+            )
+        if advertise := os.environ.get("MESHLIB_ADVERTISE"):
+            check_address("MESHLIB_ADVERTISE", advertise)
         nothing = compose(config, urls[0], {}, {})
         self.policy = self.snapshot(nothing, frozenset())
         self.follower = Follower(self, config, urls, folder, Path(token_file) if token_file else None)
@@ -205,19 +223,24 @@ class Engine:
             self.follower.want(candidates(given, self.namespace))
         self.follower.start()
 
-    def wait_in_force(self, timeout_s: float | None = None) -> None:
-        """Return once identity and policy are there. ConfigError, which says what is missing and why, after `timeout_s`
-        seconds; None: `control.start_timeout`.
+    def wait_in_force(self) -> None:
+        """Return once identity and policy are there. ConfigError, which says what is missing and why, after
+        `control.start_timeout`.
         """
-        if self._in_force or self.follower is None:
-            return
-        control = self.policy.config.control
-        patience_s = timeout_s if timeout_s is not None else 0.0 if control is None else control.start_timeout
-        give_up = time.monotonic() + patience_s
-        while not self._in_force:
-            if time.monotonic() >= give_up or self.closed:
-                raise ConfigError(self.missing())
+        give_up = self.give_up_at()
+        while not self.in_force:
+            self.check_in_time(give_up)
             time.sleep(IN_FORCE_LOOK_S)
+
+    def give_up_at(self) -> float:
+        """Until when a start waits for identity and policy, in monotonic seconds."""
+        control = self.policy.config.control
+        return time.monotonic() + (0.0 if control is None else control.start_timeout)
+
+    def check_in_time(self, give_up: float) -> None:
+        """ConfigError when it is too late."""
+        if time.monotonic() >= give_up or self.closed:
+            raise ConfigError(self.missing())
 
     def missing(self) -> str:
         """What of identity and policy is not there, and why; '' where both are."""
@@ -229,7 +252,8 @@ class Engine:
     @property
     def in_force(self) -> bool:
         """Are identity and policy there?"""
-        return self._in_force or not self.surroundings.identities
+        named = self.credentials is not None or not self.policy.strict
+        return (self._in_force and named) or not self.surroundings.identities
 
     def close(self) -> None:
         """Stop the agent and close every connection that this thread may close. Idempotent."""
@@ -348,12 +372,20 @@ class Engine:
         if fixed:
             logger.warning("mesh.yaml: %s will be in force when this process starts again", ", ".join(fixed))
         with self._lock:
-            new = self.snapshot(config, known)
+            new = self.snapshot(config, known, old)
             for name in old.names():
                 new.plan(name)
+            new.complete(self._show_nodes)
             self.policy, self._in_force = new, True
-            self._retire_due = min(self._retire_due, time.monotonic() + RETIRE_AFTER_S)
+            self._show_nodes()
+            self._retire_later(time.monotonic())
         logger.log(logging.DEBUG if quiet else logging.INFO, "policy %s is in force", new.version)
+
+    def _retire_later(self, now: float) -> None:
+        """`RETIRE_AFTER_S` after the last change, so that what comes back is found; though it never stops changing."""
+        if self._retire_due == math.inf:
+            self._retire_by = now + RETIRE_WITHIN_S
+        self._retire_due = min(now + RETIRE_AFTER_S, self._retire_by)
 
     def retire(self) -> None:
         """Let go of what was learned about, and the connections to, endpoints that the policy does not have."""
@@ -367,20 +399,23 @@ class Engine:
         for scope in scopes:
             scope.retire(self.addresses)
 
-    def snapshot(self, config: MeshConfig, known: Collection[str] | None = None) -> Snapshot:
-        """What `config` means to this process."""
-        return Snapshot(config, self.service, self._learned, self._lock, self._show_nodes, known)
+    def snapshot(
+        self, config: MeshConfig, known: Collection[str] | None = None, before: Snapshot | None = None
+    ) -> Snapshot:
+        """What `config` means to this process. `before`: the one whose place it takes, and whose plans it may keep."""
+        compiled = self._show_nodes if before is None else lambda: None
+        asked = None if known is None else self._follow_too
+        return Snapshot(config, self.service, self._learned, self._lock, compiled, known, asked, before)
+
+    def _follow_too(self, services: Collection[str]) -> None:
+        if self.follower is not None:
+            self.follower.want(services)
 
     # What a call asks
 
     def plan(self, given: str) -> ServicePlan | UnknownService | Arriving:
-        """The plan of a service under the policy in force, by the name that was given. One that has to arrive is asked
-        for.
-        """
-        plan = self.policy.plan(given)
-        if isinstance(plan, Arriving) and self.follower is not None:
-            self.follower.want(self.policy.arriving(given))
-        return plan
+        """The plan of a service under the policy in force, by the name that was given."""
+        return self.policy.plan(given)
 
     def expect(self, given: str) -> None:
         """A service is going to be called: follow it, now or from the start."""

@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from .call import Trail
 
 E = TypeVar("E", bound=Exception)
@@ -69,9 +71,13 @@ class Problem:
 
 
 class ConfigError(MeshError):
-    """A configuration that cannot be used. `problems` has every mistake, in the order of the file."""
+    """A configuration that cannot be used. `problems` has every mistake, in the order of the file.
+
+    `files`: of what it is made, also what is missing; () where that is not known.
+    """
 
     kind = "config"
+    files: tuple[Path, ...] = ()
 
     def __init__(self, problems: Sequence[Problem] | str) -> None:
         self.problems: tuple[Problem, ...] = () if isinstance(problems, str) else tuple(problems)

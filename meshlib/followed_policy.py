@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from .config.compose import compose
 from .discovery.fragment import TRUST, Fragment, FragmentError, Reply, Signed, parse_fragment, peek
-from .discovery.subscription import Subscription
+from .discovery.subscription import KNOWN, SUSPECTED, Subscription
 from .identity.signature import Verifier
 from .identity.spiffe import SpiffeId
 from .identity.svid import TrustBundle
@@ -52,7 +53,7 @@ class FollowedPolicy:
         self._signer = SpiffeId.for_service(bootstrap.trust_domain, SIGNER_SERVICE)
         self._policy: MeshConfig | None = None
         self._endpoints: dict[str, tuple[Endpoint, ...]] = {}
-        self._verifier: tuple[str, TrustBundle, Verifier] | None = None
+        self._ignored: dict[str, str] = {}
         self._versions: dict[str, int] = {}
         self._shown: set[str] = set()
         self._counted: dict[str, Any] = {}
@@ -63,27 +64,47 @@ class FollowedPolicy:
         """Has anything been put in force?"""
         return self._policy is not None
 
-    def take(self, reply: Reply, bundle: TrustBundle, now: float) -> None:
-        """Take a reply. FragmentError where one fragment is not signed by the config service: then nothing of it."""
-        for signed in reply.signed:
-            self._verify(signed, bundle)
+    def verify(self, fragments: Iterable[Signed], bundle: TrustBundle) -> None:
+        """FragmentError where one is not signed by the config service: then nothing of its reply is believed. Needs no
+        lock, and changes nothing.
+        """
+        verifiers: dict[str, Verifier] = {}
+        for signed in fragments:
+            verifier = verifiers.get(signed.signer)
+            if verifier is None:
+                try:
+                    chain = signed.signer.encode("ascii", "replace")
+                    verifier = verifiers[signed.signer] = Verifier.of(chain, bundle, self._signer, time.time())
+                except (ValueError, OSError) as error:
+                    raise FragmentError(f"the signer is not the config service's: {error}") from None
+            try:
+                verifier.verify(signed.payload.encode("utf-8", "surrogatepass"), signed.signature)
+            except ValueError as error:
+                raise FragmentError(f"a fragment is not signed by the config service: {error}") from None
+
+    def take(self, reply: Reply, now: float) -> None:
+        """Take a reply that is verified, and put in force what it changes."""
         self.subscription.begin_report()
-        self._take(reply.signed, now)
+        for signed in reply.signed:
+            self._take_one(signed, now, self._believe)
         self.publish(now)
 
     def take_snapshot(self, fragments: Iterable[Signed], bundle: TrustBundle, now: float) -> None:
         """Take what a disk has kept, before any reply; what is not signed as it should be is logged and left. It is put
-        in force by `publish`, or by the first reply, with what that has newer.
+        in force by `publish`, or by the first reply, with what that has newer. Of its `trust` only the revocations are
+        believed: the roots of a process are those of its enrolment, which may be newer.
         """
-        verified = []
+
+        def believe(kept: TrustBundle, generation: int, spread_s: float) -> None:
+            self._believe(replace(bundle, revoked=bundle.revoked | kept.revoked), generation, spread_s)
+
         for signed in fragments:
             try:
-                self._verify(signed, bundle)
+                self.verify((signed,), bundle)
             except FragmentError as error:
                 logger.error("a part of the snapshot is not used: %s", error)
             else:
-                verified.append(signed)
-        self._take(verified, now)
+                self._take_one(signed, now, believe)
         self.unsaved = False
 
     def publish(self, now: float) -> None:
@@ -103,23 +124,7 @@ class FollowedPolicy:
     def _composed(self, defaults: Any, services: Any) -> MeshConfig:
         return compose(self._bootstrap, self._source, defaults, services)
 
-    def _verify(self, signed: Signed, bundle: TrustBundle) -> None:
-        if self._verifier is None or self._verifier[:2] != (signed.signer, bundle):
-            try:
-                made = Verifier.of(signed.signer.encode("ascii", "replace"), bundle, self._signer, time.time())
-            except (ValueError, OSError) as error:
-                raise FragmentError(f"the signer is not the config service's: {error}") from None
-            self._verifier = signed.signer, bundle, made
-        try:
-            self._verifier[2].verify(signed.payload.encode("utf-8", "surrogatepass"), signed.signature)
-        except ValueError as error:
-            raise FragmentError(f"a fragment is not signed by the config service: {error}") from None
-
-    def _take(self, fragments: Sequence[Signed], now: float) -> None:
-        for signed in fragments:
-            self._take_one(signed, now)
-
-    def _take_one(self, signed: Signed, now: float) -> None:
+    def _take_one(self, signed: Signed, now: float, believe: Believe) -> None:
         try:
             fragment = parse_fragment(signed)
             bundle = self._bundle_in(fragment)
@@ -131,13 +136,18 @@ class FollowedPolicy:
             return
         ignored = self.subscription.take(fragment, now)
         if ignored:
-            backwards = "older" in ignored or "left" in ignored
-            level = logging.ERROR if backwards else logging.DEBUG
-            logger.log(level, "%s from the config service is ignored: %s", fragment.resource, ignored)
+            self._say_ignored(fragment.resource, ignored)
             return
+        self._ignored.pop(fragment.resource, None)
         self.unsaved = True
         if bundle is not None:
-            self._believe(bundle, fragment.content.generation, fragment.content.spread_s)
+            believe(bundle, fragment.content.generation, fragment.content.spread_s)
+
+    def _say_ignored(self, resource: str, why: str) -> None:
+        """Once, until something else is ignored of this resource, or something taken."""
+        if self._ignored.get(resource) != why and why not in (KNOWN, SUSPECTED):
+            self._ignored[resource] = why
+            logger.error("%s from the config service is ignored: %s", resource, why)
 
     def _bundle_in(self, fragment: Fragment) -> TrustBundle | None:
         """The roots in a `trust`; ValueError where they are none."""

@@ -27,8 +27,9 @@ from .control_link import CALL_TIMEOUT_S, CONTROL_SERVICE, ControlLink, ControlR
 from .discovery.fragment import FragmentError, Reply, parse_reply
 from .discovery.poll_schedule import WAIT_S, PollSchedule, poll_timeout_s
 from .discovery.registration import Registration
-from .discovery.snapshot_file import read_snapshot, resources_in, write_snapshot
-from .errors import MeshError, UnknownService
+from .discovery.snapshot_file import read_snapshot, write_snapshot
+from .discovery.subscription import WANTED_MAX
+from .errors import MeshError, NoHealthyEndpoint, UnknownService
 from .followed_policy import FollowedPolicy
 from .identity.control import ControlSource
 from .identity.credentials import Credentials
@@ -95,7 +96,9 @@ async def follow(
         try:
             reply = await poll()
             take(reply)
-        except _FAILURES as error:
+        except NoHealthyEndpoint:
+            schedule.postponed(runtime.now(), runtime.rng)
+        except Exception as error:  # whatever one reply does must not end the lease
             schedule.failed(runtime.now(), runtime.rng)
             failed(error)
         else:
@@ -117,13 +120,16 @@ class Follower:
             bootstrap, owner.service, urls[0], owner.metrics, owner.put_in_force, self._believe
         )
         self._schedule, self._kicks = PollSchedule(), TokenBucket(KICK_RATE, KICK_BURST)
-        self._registration, self._lock = Registration(), threading.RLock()
+        self._registration = Registration()
+        self._lock, self._small = threading.RLock(), threading.Lock()
+        self._followed: set[str] = set()
+        self._asked: list[str] = []
         self._link: ControlLink | None = None
         self._thread: Any = None
         self._wanting = self._telling = self._stopped = False
         self._linked_as = self._seen_as = 0  # generations of our credentials
-        self._save_at, self._start_by = 0.0, float("inf")
-        self._elsewhere: set[str] = set()
+        self._complaint = ""
+        self._save_at, self._publish_at = 0.0, float("inf")
         self.began, self.answered_at, self.away_since, self.trouble = time.time(), 0.0, 0.0, ""
         self._show()
 
@@ -137,7 +143,7 @@ class Follower:
             if self._source.enrolled():
                 self._identify()
                 self._take_snapshot()
-        except _FAILURES as error:
+        except Exception as error:  # a disk may hold anything
             logger.warning("the state in %s cannot be used: %s", self._folder, error)
         # In a context of its own: not that of the call which happened to be the first.
         self._thread = contextvars.Context().run(self._runtime.spawn, self._follow())
@@ -147,7 +153,7 @@ class Follower:
 
     def stop(self) -> None:
         """Be taken off the registry, within `FAREWELL_S`, and end. Idempotent."""
-        with self._lock:
+        with self._small:
             stopped, self._stopped = self._stopped, True
             link = self._link
             # Who does not hear what is being told would not hear the last word either.
@@ -155,7 +161,8 @@ class Follower:
             farewell = hears and self._registration.leaves_word(self._now())
         if stopped:
             return
-        self._thread.cancel()
+        if self._thread is not None:
+            self._thread.cancel()
         if link is not None:
             if farewell:
                 self._tell(link, "deregister", FAREWELL_S)
@@ -169,9 +176,12 @@ class Follower:
     # What is asked of it
 
     def want(self, services: Iterable[str]) -> None:
-        """Follow these services (canonical names); they are asked for at the next tick."""
-        with self._lock:
-            if self._policy.subscription.want(services):
+        """Follow these services (canonical names); they are asked for at the next tick. Waits for nothing."""
+        with self._small:
+            new = [name for name in services if name not in self._followed]
+            if new and len(self._followed) < WANTED_MAX:
+                self._followed.update(new)
+                self._asked += new
                 self._wanting = True
 
     def serve_at(self, address: str) -> None:
@@ -184,12 +194,12 @@ class Follower:
             "weight": own.weight,
             "labels": labels(os.environ) or dict(own.labels),
         }
-        with self._lock:
+        with self._small:
             self._registration.serve(document)
 
     def drain(self) -> None:
         """Nobody is to be sent here any more. Returns at once; it is told at the next tick."""
-        with self._lock:
+        with self._small:
             self._registration.drain(self._now())
 
     @property
@@ -217,15 +227,18 @@ class Follower:
     def tick(self) -> None:
         """What is due. May wait for the config service, each time within `CALL_TIMEOUT_S`."""
         now, link = self._now(), self._link
-        if now >= min(self._start_by, self._policy.subscription.next_at()):
+        if now >= self._publish_at:
             self._publish(now)
         if link is None or self._stopped:
             return
         self._look_at_identity()
-        if what := self._registration.due(now):
+        with self._small:
+            what = self._registration.due(now)
+            kick = self._wanting and bool(self.answered_at) and not self._schedule.failures and self._kicks.take(now)
+            self._wanting = self._wanting and not kick
+        if what:
             self._tell(link, what, CALL_TIMEOUT_S)
-        if self._wanting and not self._schedule.failures and self._kicks.take(now):
-            self._wanting = False
+        if kick:
             self._kick()
         if self._policy.unsaved and now >= self._save_at:
             self._save(now)
@@ -235,50 +248,73 @@ class Follower:
         credentials = self._owner.credentials
         if credentials is not None and credentials.generation != self._seen_as:
             self._seen_as = credentials.generation
-            self._wanting = self._wanting or self._seen_as != self._linked_as
+            if self._seen_as != self._linked_as:
+                self._want_again()
+
+    def _want_again(self) -> None:
+        with self._small:
+            self._wanting = True
 
     def _kick(self) -> None:
         try:
             self._take(drive(self._poll(0.0)))
-        except _FAILURES as error:  # the poll thread finds out too, and says so
+        except _FAILURES as error:
+            self._want_again()
             logger.debug("a poll for what a call waits for: %s", error)
 
     def _tell(self, link: ControlLink, what: str, timeout_s: float) -> None:
-        document, self._telling = self._registration.document, True
+        with self._small:
+            document, self._telling = self._registration.document, True
         try:
-            if what == "register":
-                document = {**document, "address": address_towards(document["address"], self.urls[0])}
-            else:
-                document = {"instance": document["instance"]}
             self._told(link, what, document, timeout_s)
         except _FAILURES as error:
-            with self._lock:
+            with self._small:
                 self._registration.failed(self._now(), self._runtime.rng)
-            level = logging.ERROR if isinstance(error, ControlRefusal) else logging.DEBUG
-            logger.log(level, "the config service could not be told to %s this process: %s", what, error)
+            self._complain(f"the config service could not be told to {what} this process: {error}")
         else:
-            with self._lock:
-                self._registration.told(what)
-            logger.info("%s %s", _DONE[what], document.get("address", document["instance"]))
+            with self._small:
+                self._registration.told(what, document)
+            self._complaint = ""
+            logger.info("%s %s", _DONE[what], document["address"])
         finally:
             self._telling = False
 
     def _told(self, link: ControlLink, what: str, document: dict[str, Any], timeout_s: float) -> None:
+        told = {"instance": document["instance"]}
+        if what == "register":
+            told = {**document, "address": self._reachable(document["address"])}
         try:
-            link.ask("POST", f"/v1/{what}", document, timeout_s=timeout_s)
+            link.ask("POST", f"/v1/{what}", told, timeout_s=timeout_s)
         except ControlRefusal as refusal:
             if what == "register" or refusal.status != NOT_FOUND:
                 raise  # what is not registered need not be taken back
 
+    def _reachable(self, address: str) -> str:
+        """`address` as others reach it: by the way to the first config service that there is a way to."""
+        for url in self.urls[:-1]:
+            try:
+                return address_towards(address, url)
+            except OSError:
+                continue
+        return address_towards(address, self.urls[-1])
+
+    def _complain(self, complaint: str) -> None:
+        """Once, while it stays the same."""
+        if complaint != self._complaint:
+            self._complaint = complaint
+            logger.warning("%s", complaint)
+
     def _save(self, now: float) -> None:
         self._policy.unsaved, self._save_at = False, now + SAVE_EVERY_S
         with self._lock:
-            subscription = self._policy.subscription
-            signed, keep = subscription.signed(), self._elsewhere - set(subscription.versions())
+            signed = self._policy.subscription.signed()
         try:
-            write_snapshot(self._folder, signed, keep)
-        except OSError as error:
-            logger.warning("the snapshot in %s cannot be written: %s", self._folder, error)
+            write_snapshot(self._folder, signed)
+        except TimeoutError:  # a sibling writes just now
+            self._policy.unsaved = True
+        except (OSError, ValueError) as error:
+            self._policy.unsaved = True
+            self._complain(f"the snapshot in {self._folder} cannot be written: {error}")
 
     # The poll
 
@@ -291,11 +327,13 @@ class Follower:
                 before, self._link = self._link, None
                 self._open_link()
             before.close()
-        return await self._poll(WAIT_S if self.answered_at else 0.0)
+        # Not held after a failure: that it is over is to be known at once.
+        return await self._poll(WAIT_S if self.answered_at and not self._schedule.failures else 0.0)
 
     async def _poll(self, wait_s: float) -> Reply:
-        with self._lock:
-            link, serving = self._open_link(), self._registration.serving
+        with self._lock, self._small:
+            self._policy.subscription.want(self._asked)
+            self._asked, serving = [], self._registration.serving
             asked = {
                 "instance": self._owner.instance,
                 **self._policy.subscription.request(),
@@ -303,22 +341,29 @@ class Follower:
                 "info": {**_INFO, "pid": str(os.getpid())},
                 "wait_s": wait_s,
             }
-        reply = parse_reply(link.call("POST", "/v1/poll", asked, timeout_s=poll_timeout_s(wait_s), max_retries=0))
+        link = self._open_link()
+        # Not idempotent: what was lost on the way is asked for when the schedule says, not at once; another URL is.
+        body = link.call(
+            "POST", "/v1/poll", asked, timeout_s=poll_timeout_s(wait_s), max_retries=len(self.urls) - 1,
+            idempotent=False,
+        )  # fmt: skip
+        reply = parse_reply(body)
         if serving and not reply.registered:
-            with self._lock:
+            with self._small:
                 self._registration.forgotten()
         return reply
 
     def _open_link(self) -> ControlLink:
-        if self._stopped:
-            raise OSError("this process is ending")
-        if self._link is None:
-            credentials = self._owner.credentials
-            assert credentials is not None
-            expected = SpiffeId.for_service(self._trust_domain, CONTROL_SERVICE)
-            self._linked_as = credentials.generation
-            self._link = ControlLink(self.urls, credentials.client(expected))
-        return self._link
+        with self._lock:
+            if self._stopped:
+                raise OSError("this process is ending")
+            if self._link is None:
+                credentials = self._owner.credentials
+                assert credentials is not None
+                expected = SpiffeId.for_service(self._trust_domain, CONTROL_SERVICE)
+                self._linked_as = credentials.generation
+                self._link = ControlLink(self.urls, credentials.client(expected))
+            return self._link
 
     def _identify(self) -> None:
         """Get an identity: from the files, or by the join token. What the source raises says why there is none."""
@@ -328,41 +373,44 @@ class Follower:
         """Roots first: what is put in force by the same reply may need them."""
         self._source.trust(bundle, generation, spread_s)
         if self._owner.credentials is not None:
-            self._owner.credentials.refresh()
+            self._owner.credentials.adopt(bundle)
 
     def _publish(self, now: float) -> None:
         with self._lock:
-            self._start_by = float("inf")
             if not self._stopped:
                 self._policy.publish(now)
+                self._publish_at = self._policy.subscription.next_at()
 
     def _take(self, reply: Reply) -> None:
         credentials = self._owner.credentials
         assert credentials is not None
+        self._policy.verify(reply.signed, credentials.bundle)
         with self._lock:
             if self._stopped:
                 return
-            self._policy.take(reply, credentials.bundle, self._now())
-            self._start_by = float("inf")
-        if not self.answered_at:  # at once: a job may be over before the first tick
+            self._policy.take(reply, self._now())
+            self._publish_at = self._policy.subscription.next_at()
+        first, away_s = not self.answered_at, self.away_since and time.time() - self.away_since
+        self.answered_at, self.away_since, self.trouble = time.time(), 0.0, ""
+        if away_s:
+            logger.warning("the config service is back after %.0f s", away_s)
+        if first:  # at once: a job may be over before the first tick
             self._save(self._now())
             credentials.refresh()
-        if self.away_since and self.answered_at:
-            logger.warning("the config service is back after %.0f s", time.time() - self.away_since)
-        self.answered_at, self.away_since, self.trouble = time.time(), 0.0, ""
 
     def _take_snapshot(self) -> None:
-        fragments, credentials = read_snapshot(self._folder), self._owner.credentials
-        self._elsewhere = resources_in(fragments)
+        credentials = self._owner.credentials
         assert credentials is not None
         with self._lock:
-            self._policy.take_snapshot(fragments, credentials.bundle, self._now())
-            self._start_by = self._now() + FRESH_WITHIN_S
+            self._policy.take_snapshot(read_snapshot(self._folder), credentials.bundle, self._now())
+            self._publish_at = self._now() + FRESH_WITHIN_S
 
     # What people see
 
     def _failed(self, error: Exception) -> None:
         self.trouble = str(error).partition("\n")[0] or type(error).__name__
+        if not isinstance(error, _FAILURES):
+            logger.error("what the config service said could not be taken", exc_info=error)
         if self._stopped or self.away_since:
             return
         self.away_since = time.time()

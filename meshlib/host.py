@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING
 
 from . import stacks
 from .config.endpoints import is_loopback
+from .engine import IN_FORCE_LOOK_S
 from .errors import ConfigError
+from .identity.tls import IdentityContext
 from .transport.admin import AdminServer
 from .transport.admission import InFlight
 
@@ -75,9 +77,13 @@ class ServerHost:
         return credentials is not None and credentials.loopback_only
 
     def listener(self) -> ssl.SSLContext | None:
-        """The TLS context of new connections; None where mTLS is disabled."""
+        """The TLS context of new connections; None where mTLS is disabled. Strict without an identity: one by which
+        nobody gets in.
+        """
         credentials = self._engine.credentials
-        return credentials.listener() if self.strict and credentials is not None else None
+        if not self.strict:
+            return None
+        return IdentityContext(ssl.PROTOCOL_TLS_SERVER) if credentials is None else credentials.listener()
 
     def server_service(self, leaf: Service) -> Service:
         """The server stack around an application."""
@@ -86,19 +92,30 @@ class ServerHost:
 
     def start(self) -> None:
         """Start the mesh for serving. Idempotent. ConfigError also where the service has no name to serve under."""
-        engine = self._engine
-        engine.start()
-        if self.strict and engine.anonymous:
+        self._begin()
+        self._engine.wait_in_force()
+        self._open()
+
+    async def startup(self) -> None:
+        """`start` on an event loop: files are read off it, and a wait for the config service can be cancelled."""
+        if self.serving:
+            return
+        await asyncio.to_thread(self._begin)
+        give_up = self._engine.give_up_at()
+        while not self._engine.in_force:
+            self._engine.check_in_time(give_up)
+            await asyncio.sleep(IN_FORCE_LOOK_S)
+        await asyncio.to_thread(self._open)
+
+    def _begin(self) -> None:
+        self._engine.start()
+        if self.strict and self._engine.anonymous:
             raise ConfigError("a server needs a name: Mesh('orders'), or MESHLIB_SERVICE, or `mtls: disabled`")
-        engine.wait_in_force()
+
+    def _open(self) -> None:
         self.serving = True
         if self._admin is None:
             self._admin = self._open_admin()
-
-    async def startup(self) -> None:
-        """`start`, off the event loop: it reads files."""
-        if not self.serving:
-            await asyncio.to_thread(self.start)
 
     async def shutdown(self) -> None:
         """The application's lifespan is over: close the mesh."""

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 ARRIVAL_LOOK_S = 0.01
-"""How often a first call looks whether its service has arrived."""
+"""How often a first call looks whether its service has arrived, at first: later every tenth of what it has waited."""
 
 
 class Owner(Protocol):
@@ -76,11 +76,15 @@ class _Scope:
 
         async def wait(call: Call) -> Reply:
             runtime, owner = self.runtime, self.owner
-            give_up = runtime.now() + min(owner.patience_s(), _deadline_s(call, runtime.now()))
+            began = runtime.now()
+            give_up = began + min(owner.patience_s(), _deadline_s(call, began))
             while isinstance(owner.plan(given), Arriving):
                 if runtime.now() >= give_up:
                     raise owner.unknown(given)
-                await runtime.sleep(ARRIVAL_LOOK_S)
+                waited_s = runtime.now() - began
+                await runtime.sleep(max(ARRIVAL_LOOK_S, waited_s / 10))
+            if call.timeout_s is not None:
+                call.timeout_s = max(0.001, call.timeout_s - (runtime.now() - began))
             return await self.service(given)(call)
 
         return wait

@@ -40,11 +40,26 @@ class Snapshot:
     """`service`: who we are, canonical. `lock` guards `learned`; `compiled()` is called, under it, after a new plan.
 
     `known`: the services of which it is known whether they exist; None: the configuration is the whole policy.
-    `strict`, `max_request_body` (bytes): what the configuration says of this service as a server.
+    `asked`: is told of what is looked up, so that it is followed. `before`: the snapshot whose plans are kept where
+    nothing that they were made of has changed. `strict`, `max_request_body` (bytes): what the configuration says of
+    this service as a server.
     """
 
-    __slots__ = ("_compiled", "_known", "_learned", "_lock", "_namespace", "_plans", "_resolved", "config",
-                 "max_request_body", "strict", "version")  # fmt: skip
+    __slots__ = (
+        "_asked",
+        "_before",
+        "_compiled",
+        "_known",
+        "_learned",
+        "_lock",
+        "_namespace",
+        "_plans",
+        "_resolved",
+        "config",
+        "max_request_body",
+        "strict",
+        "version",
+    )
 
     def __init__(
         self,
@@ -54,7 +69,10 @@ class Snapshot:
         lock: Lock,
         compiled: Callable[[], None],
         known: Collection[str] | None = None,
+        asked: Callable[[Collection[str]], None] | None = None,
+        before: Snapshot | None = None,
     ) -> None:
+        self._asked, self._before = asked, before
         self.config, self.version, self._known = config, config.version_number, known
         own = effective(config, service)
         self.strict, self.max_request_body = own.mtls == "strict", own.limits.max_request_body
@@ -99,6 +117,8 @@ class Snapshot:
             known = self._resolved.get(given)
             if known is not None:
                 return known
+            if self._asked is not None:
+                self._asked(candidates(given, self._namespace))
             if self.arriving(given):
                 return ARRIVING
             service = self.config.canonical(given, self._namespace)
@@ -111,8 +131,24 @@ class Snapshot:
     def _plan_of(self, service: str) -> ServicePlan:
         plan = self._plans.get(service)
         if plan is None:
-            plan = self._plans[service] = compile_service(self.config, service, self._learned)
+            plan = self._plans[service] = self._kept(service) or compile_service(self.config, service, self._learned)
             self._compiled()
+        return plan
+
+    def complete(self, compiled: Callable[[], None]) -> None:
+        """What was called under the snapshot before is compiled: let go of that one. `compiled`: as from now on."""
+        self._before, self._compiled = None, compiled
+
+    def _kept(self, service: str) -> ServicePlan | None:
+        """The plan of the snapshot before, where everything that it was made of is the same."""
+        before = self._before
+        plan = None if before is None else before._plans.get(service)
+        if before is None or plan is None or before.config.defaults is not self.config.defaults:
+            return None
+        for name in {service, *plan.services()}:
+            same = before.config.services.get(name) is self.config.services.get(name)
+            if not same or before.config.endpoints(name) != self.config.endpoints(name):
+                return None
         return plan
 
     def _unknown(self, given: str) -> UnknownService:

@@ -48,7 +48,7 @@ class WatchedFile:
 
     def __init__(self, owner: Owner, read: Callable[[], MeshConfig], given: Path | None) -> None:
         self._owner, self._read, self._given = owner, read, given
-        self._watch = FileWatch(self._files(owner.policy.config))
+        self._watch = FileWatch(self._files(owner.policy.config.files))
         self.again_at, self._reported = math.inf, ""
         owner.metrics.gauge("meshlib_policy_version", {"resource": RESOURCE}, lambda: owner.policy.version)
         self._rejections = owner.metrics.counter("meshlib_policy_rejected_total", {"resource": RESOURCE})
@@ -64,9 +64,10 @@ class WatchedFile:
         try:
             config = self._read()
         except ConfigError as error:
+            self._watch.follow(self._files((*self._owner.policy.config.files, *error.files)))
             self._rejected(error)
             return False
-        self._watch.follow(self._files(config))
+        self._watch.follow(self._files(config.files))
         if config.version_number == self._owner.policy.version:
             return False
         try:
@@ -79,9 +80,9 @@ class WatchedFile:
         self._reported = ""
         return True
 
-    def _files(self, config: MeshConfig) -> Iterable[Path]:
-        """The files that were read, and the path as given: a directory changes when a part is added."""
-        return {*config.files, *(() if self._given is None else (self._given,))}
+    def _files(self, read: Iterable[Path]) -> Iterable[Path]:
+        """These, and the path as given: what is a part of a directory need not have been read, if another is broken."""
+        return dict.fromkeys([*(() if self._given is None else (self._given,)), *read])
 
     def _rejected(self, error: ConfigError) -> None:
         if str(error) != self._reported:

@@ -78,7 +78,8 @@ class Process:
         self.configs.append((config, known, quiet))
 
     def takes(self, reply: Reply, bundle: TrustBundle = BUNDLE) -> None:
-        self.policy.take(reply, bundle, 0.0)
+        self.policy.verify(reply.signed, bundle)
+        self.policy.take(reply, 0.0)
 
     @property
     def config(self) -> MeshConfig:
@@ -92,7 +93,9 @@ def test_what_is_signed_is_put_in_force() -> None:
     assert process.config.services["items.default"].timeout == 0.5
     assert process.config.defaults.timeout == 2.0
     assert [e.port for e in process.config.endpoints("items.default")] == [1001, 1002, 1003, 1004]
-    assert set(process.configs[-1][1]) >= {"front.default", "items.default"}
+    known = set(process.configs[-1][1])
+    assert "items.default" in known
+    assert "front.default" not in known  # a server alone follows nobody's endpoints, not even its own
     assert [(b.pem, generation) for b, generation, _ in process.believed] == [(AUTHORITY.certificate_pem, 1)]
     assert 'meshlib_policy_version{resource="service/items.default"} 1' in process.metrics.render()
 

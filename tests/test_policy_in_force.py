@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from meshlib import Mesh
+from meshlib.config import MeshConfig, load_config
 from meshlib.destination import ServicePlan
+from meshlib.telemetry.metrics import Metrics
+from meshlib.watched_file import WatchedFile
 
 TEXT = """\
 version: 1
@@ -84,6 +88,38 @@ def test_a_broken_edit_changes_nothing_and_is_reported(tmp_path: Path, caplog: p
         written(tmp_path, "3s")
         assert reload(mesh)
         assert plan_of(mesh).routes[0].timeout_s == 3.0
+
+
+class Owner:
+    """What a watched file needs of an engine; `tick` of the file is ours alone here."""
+
+    def __init__(self, config: MeshConfig) -> None:
+        self.policy, self.metrics = SimpleNamespace(config=config, version=config.version_number), Metrics()
+
+    def identify(self, config: MeshConfig) -> None:
+        """Nobody."""
+
+    def put_in_force(self, config: MeshConfig) -> None:
+        """It is."""
+        self.policy = SimpleNamespace(config=config, version=config.version_number)
+
+
+def test_a_broken_part_of_a_directory_is_watched_until_it_is_mended(tmp_path: Path) -> None:
+    """A new part with a mistake, corrected in place, without the directory changing; a missing file that it names."""
+    written(tmp_path)
+    (tmp_path / "endpoints").mkdir()
+    part, endpoints = tmp_path / "stock.yaml", tmp_path / "endpoints" / "stock.json"
+    owner = Owner(load_config(tmp_path))
+    watched = WatchedFile(owner, lambda: load_config(tmp_path), tmp_path)  # type: ignore[arg-type]
+    for file, text, is_there in (
+        (part, "services: {stock: {timeout: soon}}\n", False),
+        (part, "services: {stock: {endpoints: [{file: endpoints/stock.json}]}}\n", False),
+        (endpoints, '["127.0.0.1:1004"]', True),
+    ):
+        file.write_text(text)
+        watched.tick()
+        watched.tick()
+        assert ("stock.default" in owner.policy.config.services) is is_there
 
 
 def test_an_edit_that_says_the_same_changes_nothing(tmp_path: Path) -> None:

@@ -7,10 +7,9 @@ part is enough here.
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -45,15 +44,14 @@ def load_mesh(config: str | None) -> MeshConfig:
 
 def read_mesh(file: str) -> tuple[MeshConfig | None, ConfigError | None]:
     """A mesh.yaml, and what is wrong with it: then only its bootstrap part, or None where that is broken too."""
-    from ..config import load_config, parse_config
+    from ..config import load_bootstrap, load_config
 
     try:
         return load_config(file), None
     except ConfigError as error:
         try:
-            place = os.path.join(file, "mesh.yaml") if os.path.isdir(file) else file
-            return parse_config(json.dumps(_bootstrap(Path(file))), place), error
-        except (ConfigError, OSError, ValueError):
+            return load_bootstrap(file), error
+        except ConfigError:
             return None, error
 
 
@@ -67,15 +65,3 @@ def urls_of(mesh: MeshConfig) -> tuple[str, ...]:
     from ..config.environment import control_urls
 
     return control_urls(os.environ) or (mesh.control.urls if mesh.control is not None else ())
-
-
-def _bootstrap(file: Path) -> dict[str, Any]:
-    """What is written at the top of a mesh.yaml, or of the parts of one, that is not policy. OSError, ValueError."""
-    from ..config.bootstrap import BOOTSTRAP
-    from ..config.build import regular_bytes
-    from ..config.reader import read
-
-    written: dict[str, Any] = {}
-    for part in sorted(file.glob("*.yaml")) if file.is_dir() else [file]:
-        written |= read(regular_bytes(part), str(part)).data or {}
-    return {name: written[name] for name in ("version", *BOOTSTRAP) if name in written}

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .duration import seconds
 from .operator import by_operator
 from .output import COLOURS, NO, moment, print_json, progress, span, table
 
@@ -37,10 +38,14 @@ TITLES = ("SERVICE", "INSTANCE", "STATE", "LAST SEEN", "HOST", "PID", "CERTIFICA
 """Of the columns."""
 
 
+def _patience(_context: click.Context, _parameter: click.Parameter, text: str | None) -> float | None:
+    return None if text is None else seconds(text, plain=True)
+
+
 @click.command()
 @click.option("--service", help="Only the processes of this service; the exit code is 1 when it has none.")
 @click.option(
-    "--wait", type=click.FloatRange(min=0), metavar="SECONDS", help="Wait until all have applied, at most so long."
+    "--wait", metavar="DURATION", callback=_patience, help="Wait until all have applied, at most so long: 30s, 2m, 30."
 )
 @by_operator
 def status(operator: Operator, service: str | None, wait: float | None, json: bool) -> None:
@@ -50,7 +55,7 @@ def status(operator: Operator, service: str | None, wait: float | None, json: bo
 
     \b
     Example:
-      meshlib status --service inventory --wait 30
+      meshlib status --service inventory --wait 30s
     """
     found = _settled(operator, service, wait)
     if json:

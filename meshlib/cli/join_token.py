@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TextIO
 
 import click
 
+from .duration import seconds
 from .operator import by_operator
 from .output import moment, no, print_json, refuse, span, table
 
@@ -23,14 +24,23 @@ if TYPE_CHECKING:
 _ID = re.compile("[0-9a-f]{12}")
 
 
-def _seconds(_context: click.Context, _parameter: click.Parameter, text: str) -> float:
-    """Of a duration as in mesh.yaml."""
-    from ..config.units import parse_duration
+def _life(_context: click.Context, _parameter: click.Parameter, text: str) -> float:
+    """That a token may have, in seconds."""
+    from ..control.messages import TOKEN_TTL_S_MAX
 
-    try:
-        return parse_duration(text)
-    except ValueError as error:
-        raise click.BadParameter(str(error)) from None
+    life_s = seconds(text)
+    if not 1 <= life_s <= TOKEN_TTL_S_MAX:
+        raise click.BadParameter(f"a join token lives from 1s to {span(TOKEN_TTL_S_MAX)}")
+    return life_s
+
+
+def _uses(_context: click.Context, _parameter: click.Parameter, uses: int) -> int:
+    """That a token may have."""
+    from ..control.messages import USES_MAX
+
+    if not 1 <= uses <= USES_MAX:
+        raise click.BadParameter(f"a join token has from 1 to {USES_MAX} uses")
+    return uses
 
 
 def _canonical(_context: click.Context, _parameter: click.Parameter, name: str) -> str:
@@ -62,9 +72,9 @@ def token() -> None:
 
 @token.command()
 @click.argument("service", callback=_canonical)
-@click.option("--uses", type=click.IntRange(min=1), default=1, show_default=True, help="Processes that it admits.")
+@click.option("--uses", type=int, callback=_uses, default=1, show_default=True, help="Processes that it admits.")
 @click.option(
-    "--ttl", metavar="DURATION", callback=_seconds, default="10m", show_default=True, help="How long it can be used."
+    "--ttl", metavar="DURATION", callback=_life, default="10m", show_default=True, help="How long it can be used."
 )
 @click.option("--out", type=click.Path(dir_okay=False), help="Write it to this new file, mode 0600, not to stdout.")
 @by_operator

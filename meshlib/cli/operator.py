@@ -4,8 +4,9 @@
     token   --token-file, $MESHLIB_OPERATOR_TOKEN_FILE, <state_dir>/control/operator-token where this user can read it
     whom    the service control.meshlib of the trust domain, by the root whose hash is in the token (identity.pinned)
 
-A service that does not answer is waited for, a few seconds: it may be starting. One that proves to be somebody else is
-not: the token is not sent to it. Source: kubectl's and consul's order of argument, environment, default file.
+A service that does not answer is waited for, a few seconds, and so is the default file: it may be starting. One that
+proves to be somebody else is not: the token is not sent to it. Source: kubectl's and consul's order of argument,
+environment, default file.
 """
 
 from __future__ import annotations
@@ -141,7 +142,9 @@ class Operator:
 
 
 def operator_token_file(mesh: MeshConfig, given: str | None) -> Path:
-    """Where the operator's token is. Exit code 2 where none is known and the default cannot be read."""
+    """Where the operator's token is. Exit code 2 where none is known and the default cannot be read, once a service
+    that may be starting here for the first time was waited for.
+    """
     if given:
         return Path(given)
     if named := os.environ.get("MESHLIB_OPERATOR_TOKEN_FILE"):
@@ -149,12 +152,38 @@ def operator_token_file(mesh: MeshConfig, given: str | None) -> Path:
             refuse("MESHLIB_OPERATOR_TOKEN_FILE names no file that is there; it is the path of the operator's token")
         return Path(named)
     file = state_dir_of(mesh) / "control" / "operator-token"
-    if not os.access(file, os.R_OK):
+    if not _comes(file):
         refuse(
             f"there is no operator's token: {file} is not there, or not for this user. The config service writes it on "
             "its own host when it first starts: copy it, and name it by --token-file or MESHLIB_OPERATOR_TOKEN_FILE"
         )
     return file
+
+
+def _comes(file: Path) -> bool:
+    """Can it be read, now or as soon as it is there?"""
+    from tenacity import Retrying, retry_if_result, stop_after_delay, wait_random_exponential
+
+    progress_once = functools.cache(progress)
+    patiently = Retrying(
+        retry=retry_if_result(lambda there: there is None),
+        wait=wait_random_exponential(multiplier=0.05, max=AGAIN_S),
+        stop=stop_after_delay(PATIENCE_S),
+        before_sleep=lambda _: progress_once(f"waiting for {file} …"),
+        retry_error_callback=lambda _: False,
+    )
+    return bool(patiently(_is_readable, file))
+
+
+def _is_readable(file: Path) -> bool | None:
+    """None: it is not there, which another user's folder does not say."""
+    try:
+        file.stat()
+    except FileNotFoundError:
+        return None
+    except OSError:
+        return False
+    return os.access(file, os.R_OK)
 
 
 def _read(file: Path) -> JoinToken:

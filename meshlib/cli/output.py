@@ -24,7 +24,7 @@ COLOURS = {"ready": "green", "ok": "green", "applied": "green", "absent": "yello
            "behind": "yellow", "warning": "yellow", "rejected": "red", "problem": "red"}  # fmt: skip
 """Of a word that says how something is."""
 
-_UNITS = ((86_400, "d"), (3_600, "h"), (60, "m"), (1, "s"))
+_UNITS = ((3_600, "h"), (60, "m"), (1, "s"))
 
 as_json = click.option("--json", is_flag=True, help="Print JSON on stdout.")
 
@@ -84,7 +84,9 @@ def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
 
 
 def span(seconds: float) -> str:
-    """A time span as people say it, rounded to its two largest units: `15h12m`, `3d4h`, `12s`, `0s`."""
+    """A time span as people say it, rounded: `76h` from a day on, `15h12m`, `12m5s`, `0s`. It is a duration of
+    mesh.yaml, so that it can be typed again.
+    """
     left = max(0, round(seconds))
     for large, small in ((86_400, 3_600), (3_600, 60)):
         if left >= large:

@@ -110,6 +110,7 @@ def _dev(mesh: MeshConfig, expected: SpiffeId, folder: Path) -> Standing:
 
 def _enrolled(mesh: MeshConfig, expected: SpiffeId, folder: Path, now: float) -> Standing:
     from ..identity.enrolment import Enrolment
+    from ..identity.svid import enrolment_of
 
     standing = partial(Standing, str(expected), "control", folder)
     try:
@@ -124,7 +125,7 @@ def _enrolled(mesh: MeshConfig, expected: SpiffeId, folder: Path, now: float) ->
     svid, bundle = loaded
     problems = _wrong_with(svid, bundle, expected, now)
     snapshot_at, fragments = _snapshot(mesh, folder, bundle, now, problems)
-    if any(svid.serial in one.content.revoked for one in fragments if one.resource == "trust"):
+    if any(enrolment_of(svid.serial) in one.content.revoked for one in fragments if one.resource == "trust"):
         problems.append(
             f"certificate {svid.serial:x} has been revoked: remove {folder}, and enrol with a new join token"
         )

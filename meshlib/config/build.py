@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from meshlib.endpoint import Endpoint
+from meshlib.errors import ConfigError
 
 from . import references
 from .endpoints import EntryList, Source
@@ -32,6 +33,15 @@ class Origin(NamedTuple):
 
 def build(origin: Origin) -> MeshConfig:
     """The configuration that the document describes. Raises ConfigError."""
+    try:
+        return _built(origin)
+    except ConfigError as error:
+        named = (origin.directory / name for _, name in references.file_sources(origin.document))
+        error.files = tuple(dict.fromkeys([*(part.absolute() for part in origin.parts), *named]))
+        raise
+
+
+def _built(origin: Origin) -> MeshConfig:
     document, directory, parts = origin
     if document.data is None:
         raise config_error(document.findings)

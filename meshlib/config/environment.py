@@ -12,7 +12,7 @@ from typing import TypeVar
 from meshlib.errors import ConfigError
 
 from .bootstrap import at_most_urls, parse_control_url
-from .endpoints import bounded_labels, bounded_zone
+from .endpoints import bounded_labels, bounded_zone, parse_address
 from .units import quoted
 
 T = TypeVar("T")
@@ -61,3 +61,11 @@ def _labels(text: str) -> dict[str, str]:
             raise ValueError(f"names the label {quoted(name)} twice")
         found[name] = value
     return bounded_labels(found)
+
+
+def check_address(name: str, value: str) -> None:
+    """ConfigError unless the variable `name` has an address, host:port."""
+    try:
+        parse_address(value)
+    except ValueError as error:
+        raise ConfigError(f"{name}: {error}") from None

@@ -16,6 +16,7 @@ from typing import Any
 
 from meshlib.errors import ConfigError
 
+from .bootstrap import BOOTSTRAP
 from .build import Origin, build, regular_bytes, why_unreadable
 from .model import MeshConfig
 from .problems import DICT, OVERRIDES, Finding, Path
@@ -30,6 +31,21 @@ MAX_FILES = 1000
 def load_config(path: str | os.PathLike[str]) -> MeshConfig:
     """The mesh described by a file, or by the `*.yaml` files of a directory. Raises ConfigError."""
     return build(_origin(pathlib.Path(path)))
+
+
+def load_bootstrap(path: str | os.PathLike[str]) -> MeshConfig:
+    """The mesh that a file or directory describes, but for its policy (`defaults` and `services`), which may be broken.
+
+    So it can be had of most files of which `load_config` can make nothing. Raises ConfigError where it is broken, too.
+    """
+    given, written = pathlib.Path(path), {}  # type: pathlib.Path, dict[str, Any]
+    is_folder, parts = _parts(given)
+    for part in parts:
+        written |= _read_part(part).data or {}
+    place = given / "mesh.yaml" if is_folder else given
+    return parse_config(
+        json.dumps({name: written[name] for name in ("version", *BOOTSTRAP) if name in written}), str(place)
+    )
 
 
 def parse_config(text: str, file: str = "<text>", *, local: bool = True) -> MeshConfig:
@@ -68,16 +84,23 @@ def json_schema() -> dict[str, Any]:
 
 
 def _origin(given: pathlib.Path) -> Origin:
+    is_folder, parts = _parts(given)
+    if not is_folder:
+        return Origin(_read_part(given), given.absolute().parent, parts)
+    return Origin(_merge([_read_part(part) for part in parts]), given.absolute(), parts)
+
+
+def _parts(given: pathlib.Path) -> tuple[bool, tuple[pathlib.Path, ...]]:
+    """Is it a directory; and the files of which the mesh is made."""
     try:
         if not given.is_dir():
-            return Origin(_read_part(given), given.absolute().parent, (given,))
+            return False, (given,)
         names = sorted(name for name in os.listdir(given) if name.endswith(".yaml") and not name.startswith("."))
     except OSError as error:
         raise _unreadable(given, error) from None
     if not 1 <= len(names) <= MAX_FILES:
         raise ConfigError(f"{given}: a directory of a mesh has from 1 to {MAX_FILES} *.yaml files, not {len(names)}")
-    parts = tuple(given / name for name in names)
-    return Origin(_merge([_read_part(part) for part in parts]), given.absolute(), parts)
+    return True, tuple(given / name for name in names)
 
 
 def _from_python(value: Any, name: str) -> Document:

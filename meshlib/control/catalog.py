@@ -28,6 +28,9 @@ GONE_MAX = 4_096
 """Services and endpoint lists that are gone and remembered. One more, and the older half are forgotten: processes that
 want one of those get its null once more."""
 
+FRAGMENTS_MAX = 256
+"""Fragments of one reply: each may have to be signed, while everybody else waits. The rest comes with the next poll."""
+
 NULLS_MAX = 4_096
 """Signed nulls that are kept for names in no policy. One more, and they are signed anew as they are asked for."""
 
@@ -75,6 +78,8 @@ class Catalog:
 
     def resigned(self, signer: Signer) -> None:
         """From now on `signer` signs. Versions stay: who has a fragment does not get it again."""
+        if signer is self._signer:
+            return
         self._signer = signer
         self._signed.clear()
         self._signed_nulls.clear()
@@ -101,7 +106,8 @@ class Catalog:
     def newer(self, resources: Iterable[str], have: Have, max_bytes: int) -> list[bytes]:
         """The fragments `{"payload":…,"signature":…}` of those that are newer than `have`, in their order.
 
-        As many as fit into `max_bytes`, and at least one: the others are still newer at the next poll.
+        As many as fit into `max_bytes`, at least one, and at most FRAGMENTS_MAX: the others are still newer at the next
+        poll.
         """
         fragments: list[bytes] = []
         size = 0
@@ -112,6 +118,8 @@ class Catalog:
                 if fragments and size > max_bytes:
                     break
                 fragments.append(fragment)
+                if len(fragments) >= FRAGMENTS_MAX:
+                    break
         return fragments
 
     def has_newer(self, resources: Iterable[str], have: Have) -> bool:

@@ -197,8 +197,9 @@ def _locked(path: Path, wait_s: float) -> int:
     except BlockingIOError:
         holder = os.read(fd, 20).decode("ascii", "replace").strip() or "unknown"
         os.close(fd)
-        message = f"another config service (process {holder}) has it: stop that one, or use another state_dir"
-        raise StoreError(f"the store of {path} cannot be used: {message}") from None
+        raise StoreError(
+            f"another config service (process {holder}) has {path.parent}: stop that one, or use another state_dir"
+        ) from None
     try:
         os.ftruncate(fd, 0)
         os.write(fd, f"{os.getpid()}\n".encode())

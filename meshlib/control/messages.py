@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import re
 from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, WithJsonSchema
@@ -20,7 +21,13 @@ from ..config.endpoints import LABEL_CHARS_MAX, LABELS_MAX, parse_address
 from ..identity.csr import CSR_BYTES_MAX
 
 BODY_BYTES_MAX = 1024 * 1024
-"""Bytes of a request's body; one more is answered 413."""
+"""Bytes of the body of a poll or a policy; one more is answered 413."""
+REGISTER_BYTES_MAX = 64 * 1024
+"""The same of a registration: zone and labels at their bounds are about 35,000 characters."""
+CSR_BODY_BYTES_MAX = 16 * 1024
+"""The same of a request for a certificate, which strangers may send."""
+SMALL_BYTES_MAX = 4 * 1024
+"""The same of every other operation: a few short fields."""
 WANT_MAX = 4096
 """Services that one process may ask for; a poll with more is malformed."""
 HAVE_MAX = 16_384
@@ -49,6 +56,8 @@ RESERVED_NAMESPACE = "meshlib"
 _LABEL = "[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
 _SERVICE = rf"^{_LABEL}\.{_LABEL}$"
 _ADDRESS = r"^(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+):[0-9]{1,5}$"
+_NUMERIC = re.compile(r"(^|\.)([0-9]+|0x[0-9a-f]*)\.?$")
+"""A host whose last label is a number: resolvers read it as an IPv4 address in another spelling (WHATWG URL §3.5)."""
 _RESOURCE = rf"^(trust|defaults|(service|endpoints)/{_LABEL}\.{_LABEL})$"
 
 M = TypeVar("M", bound="Message")
@@ -69,7 +78,11 @@ def _reachable(address: str) -> str:
     try:
         ip = ipaddress.ip_address(host)
     except ValueError:
+        if _NUMERIC.search(host):
+            raise ValueError(f"{address} is a number in disguise: write the address as 10.0.0.1:80") from None
         return address
+    if isinstance(ip, ipaddress.IPv6Address):
+        ip = ip.ipv4_mapped or ip
     if ip.is_unspecified or ip.is_multicast or ip.is_link_local:
         raise ValueError(f"{address} is not an address that others can reach")
     return address
@@ -233,9 +246,12 @@ class Published(Message):
 
 
 class Rotate(OperatorMessage):
-    """`root`: replace the root too, not only the leaves."""
+    """`root`: replace the root too, not only the leaves. `force`: although processes that slept through the last
+    rotation are then believed by nobody any more, and believe nobody.
+    """
 
     root: bool = False
+    force: bool = False
 
 
 class Generation(Message):
@@ -245,13 +261,13 @@ class Generation(Message):
 
 
 class Revoke(OperatorMessage):
-    """`serial`: of a leaf, in hexadecimal."""
+    """`serial`: of a leaf, in hexadecimal. With it all are revoked that came from the same use of a token."""
 
     serial: Annotated[str, StringConstraints(pattern="^[0-9a-fA-F]{1,40}$")]
 
 
 class Revoked(Message):
-    """The serials that are no longer believed: the one that was named, and what was renewed from it."""
+    """The serial that was named, and those of the same enrolment that are in use."""
 
     serials: list[str]
 
@@ -313,7 +329,7 @@ class Root(Message):
 
 
 class Ca(Message):
-    """`revoked`: serials of leaves that have not expired and are no longer believed."""
+    """`revoked`: enrolments, which serials begin with, whose leaves are no longer believed."""
 
     generation: int
     rotating: bool
@@ -408,11 +424,16 @@ def parse(model: type[M], body: bytes) -> M:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """One pass: what a stranger sends is looked at here before anything else bounds it."""
     found = dict(pairs)
-    if len(found) != len(pairs):
-        twice = next(key for index, (key, _) in enumerate(pairs) if key in dict(pairs[:index]))
-        raise ValueError(f"the key {twice[:40]!r} is there twice")
-    return found
+    if len(found) == len(pairs):
+        return found
+    seen: set[str] = set()
+    for key, _ in pairs:
+        if key in seen:
+            raise ValueError(f"the key {key[:40]!r} is there twice")
+        seen.add(key)
+    raise AssertionError("unreachable")
 
 
 def _no_constant(name: str) -> Any:

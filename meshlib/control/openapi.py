@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,13 +16,14 @@ from .who import Role
 POLL = "/v1/poll"
 """The path that nearly all requests are for; it is answered by itself."""
 
+_NAMED = re.compile(r"\{([a-z]+)\}")
 _REFERENCES = "#/components/schemas/{model}"
 
 
 @dataclass(frozen=True, slots=True)
 class Operation:
     """`does`: name of the method of `Api` that answers, and the operation's id. `errors`: statuses beside those that
-    every operation of its kind has. `query`: names of its query parameters.
+    every operation of its kind has. `query`: names of its query parameters. `bytes_max`: of its body.
     """
 
     method: str
@@ -33,14 +35,27 @@ class Operation:
     body: type[m.Message] | None = None
     errors: tuple[int, ...] = ()
     query: tuple[str, ...] = ()
+    bytes_max: int = m.SMALL_BYTES_MAX
 
 
 OPERATIONS = (
     Operation("GET", "/healthz", "health", "anyone", "Does it answer?", None),
-    Operation("POST", "/v1/enrol", "enrol", "newcomer", "A certificate for a join token", m.Issued, m.Enrol, (403,)),
-    Operation("POST", "/v1/renew", "renew", "member", "A certificate for one that is valid", m.Issued, m.Renew),
-    Operation("POST", POLL, "poll", "member", "What is new, as soon as anything is", m.PollReply, m.Poll),
-    Operation("POST", "/v1/register", "register", "member", "Serve as the caller's service", m.Lease, m.Register),
+    Operation(
+        "POST", "/v1/enrol", "enrol", "newcomer", "A certificate for a join token", m.Issued, m.Enrol, (403,),
+        bytes_max=m.CSR_BODY_BYTES_MAX,
+    ),
+    Operation(
+        "POST", "/v1/renew", "renew", "member", "A certificate for one that is valid", m.Issued, m.Renew,
+        bytes_max=m.CSR_BODY_BYTES_MAX,
+    ),
+    Operation(
+        "POST", POLL, "poll", "member", "What is new, as soon as anything is", m.PollReply, m.Poll,
+        bytes_max=m.BODY_BYTES_MAX,
+    ),
+    Operation(
+        "POST", "/v1/register", "register", "member", "Serve as the caller's service", m.Lease, m.Register,
+        bytes_max=m.REGISTER_BYTES_MAX,
+    ),
     Operation("POST", "/v1/drain", "drain", "member", "Take no new calls", m.Done, m.InstanceOnly, (404,)),
     Operation("POST", "/v1/deregister", "deregister", "member", "Be gone", m.Done, m.InstanceOnly, (404,)),
     Operation(
@@ -54,14 +69,20 @@ OPERATIONS = (
     Operation("GET", "/v1/policy", "policy", "operator", "The policy in force; ETag: its version", m.PolicyInForce),
     Operation("GET", "/v1/policy/history", "history", "operator", "The policies that were in force", m.PolicyHistory),
     Operation(
-        "PUT", "/v1/policy", "put_policy", "operator", "Another policy, If-Match the version it replaces", m.Published,
-        m.PutPolicy, (409,),
+        "GET", "/v1/policy/history/{n}", "past_policy", "operator", "One of these; ETag: its version", m.PolicyInForce,
+        errors=(404,),
+    ),
+    Operation(
+        "PUT", "/v1/policy", "put_policy", "operator", "Another policy; If-Match: the version it replaces, or *",
+        m.Published, m.PutPolicy, (409, 412, 428), bytes_max=m.BODY_BYTES_MAX,
     ),
     Operation("GET", "/v1/tokens", "tokens", "operator", "Join tokens that may still be used", m.Tokens),
     Operation("POST", "/v1/tokens", "create_token", "operator", "A join token", m.CreatedToken, m.NewToken),
     Operation("DELETE", "/v1/tokens/{id}", "remove_token", "operator", "Revoke a join token", m.Done, errors=(404,)),
     Operation("GET", "/v1/ca", "ca", "operator", "The roots, and what is revoked", m.Ca),
-    Operation("POST", "/v1/ca/rotate", "rotate", "operator", "New leaves, or a new root", m.Generation, m.Rotate),
+    Operation(
+        "POST", "/v1/ca/rotate", "rotate", "operator", "New leaves, or a new root", m.Generation, m.Rotate, (409,)
+    ),
     Operation("POST", "/v1/ca/revoke", "revoke", "operator", "Revoke a leaf", m.Revoked, m.Revoke),
     Operation("GET", "/openapi.json", "openapi", "member or operator", "The API's description", None),
 )  # fmt: skip
@@ -86,11 +107,27 @@ _SAYS = {
     404: "there is none",
     405: "another method is for this path",
     409: "it may not be so, now",
+    412: "If-Match names a version that is in force no more",
     413: "the body is too large",
     415: "the body is not application/json",
-    429: "too many requests with this certificate, or invalid tokens from this address; see Retry-After",
+    428: "If-Match is missing",
+    429: "too many requests of this certificate or service, or wrong tokens of this address; see Retry-After",
+    500: "a mistake of the config service's own; see its log",
     503: "not now; see Retry-After",
 }
+
+
+_ABOUT = """\
+A request that is not well-formed HTTP/1.1 is answered by the connection, as text/plain, before it is anybody's: 400, \
+408, 413, 414, 431, 501 or 505, and the connection ends."""
+_ETAG = {"ETag": {"description": "the version, for If-Match", "schema": {"type": "string", "pattern": '^"[0-9]+"$'}}}
+_RETRY_AFTER = {"Retry-After": {"description": "in so many seconds", "schema": {"type": "integer", "minimum": 1}}}
+_ETAGGED = {"policy", "past_policy", "put_policy"}
+_PATTERNS = {
+    "id": "^[0-9a-f]{12}$",
+    "n": "^[0-9]{1,16}$",
+    "If-Match": r'^(\*|"[0-9]{1,16}")$',
+}  # fmt: skip
 
 
 def document() -> dict[str, Any]:
@@ -103,7 +140,12 @@ def document() -> dict[str, Any]:
         paths.setdefault(operation.path, {})[operation.method.lower()] = _described(operation, names)
     return {
         "openapi": "3.1.0",
-        "info": {"title": "meshlib config service", "version": __version__, "license": {"name": "Apache-2.0"}},
+        "info": {
+            "title": "meshlib config service",
+            "version": __version__,
+            "description": _ABOUT,
+            "license": {"name": "Apache-2.0"},
+        },
         "paths": paths,
         "components": {"schemas": schemas["$defs"], "securitySchemes": _SCHEMES},
     }
@@ -122,10 +164,9 @@ def _described(operation: Operation, names: Any) -> dict[str, Any]:
         "responses": _responses(operation, names),
     }
     parameters = [_parameter(name, "query", required=False) for name in operation.query]
-    if "{id}" in operation.path:
-        parameters.append(_parameter("id", "path", required=True))
+    parameters += [_parameter(name, "path", required=True) for name in _NAMED.findall(operation.path)]
     if operation.does == "put_policy":
-        parameters.append(_parameter("If-Match", "header", required=False))
+        parameters.append(_parameter("If-Match", "header", required=True))
     if parameters:
         described["parameters"] = parameters
     if operation.body is not None:
@@ -136,10 +177,8 @@ def _described(operation: Operation, names: Any) -> dict[str, Any]:
 
 def _parameter(name: str, place: str, *, required: bool) -> dict[str, Any]:
     schema: dict[str, Any] = {"type": "string", "maxLength": 256}
-    if place == "path":
-        schema = {"type": "string", "pattern": "^[0-9a-f]{12}$"}
-    if place == "header":
-        schema = {"type": "string", "pattern": '^"[0-9]{1,16}"$'}
+    if name in _PATTERNS:
+        schema = {"type": "string", "pattern": _PATTERNS[name]}
     return {"name": name, "in": place, "required": required, "schema": schema}
 
 
@@ -151,18 +190,25 @@ def _responses(operation: Operation, names: Any) -> dict[str, Any]:
     else:
         content = {"application/json": {"schema": {"type": "object"}}}
     problem = {"application/problem+json": {"schema": names[m.Problem, _mode(m.Problem)]}}
-    responses: dict[str, Any] = {"200": {"description": "done", "content": content}}
+    done: dict[str, Any] = {"description": "done", "content": content}
+    if operation.does in _ETAGGED:
+        done["headers"] = _ETAG
+    responses = {"200": done}
     for status in statuses(operation):
-        responses[str(status)] = {"description": _SAYS[status], "content": problem}
+        responses[str(status)] = {"description": _SAYS[status], "content": dict(problem)}
+        if status in (429, 503):
+            responses[str(status)]["headers"] = _RETRY_AFTER
+    text = {"text/plain": {"schema": {"type": "string"}}}
+    malformed = responses.setdefault("400", {"description": _SAYS[400], "content": {}})
+    malformed["content"].update(text)
     return responses
 
 
 def statuses(operation: Operation) -> Sequence[int]:
-    """The errors that an operation may be answered with, in order."""
+    """The errors that an operation may be answered with by a problem document, in order."""
     found = {*operation.errors, 405}
     if operation.role != "anyone":
-        found |= {401, 403, 503}
-        found.add(429)
+        found |= {401, 403, 429, 500, 503}
     if operation.body is not None:
         found |= {400, 413, 415}
     return sorted(found)

@@ -17,14 +17,15 @@ import logging
 import ssl
 import time
 from collections.abc import Callable, Coroutine, Mapping
+from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple
 
 from ..errors import ConfigError, Problem
 from ..identity.authority_file import AuthorityFile
-from ..identity.roots import PROPAGATION_S, Roots
+from ..identity.roots import PROPAGATION_S
 from ..identity.signature import Signer
-from ..identity.svid import Svid, TrustBundle
+from ..identity.svid import Svid, TrustBundle, enrolment_of
 from ..runtime import Rng
 from .catalog import Catalog
 from .clock import HybridClock
@@ -34,8 +35,10 @@ from .messages import Poll, Register
 from .polls import Ended, Interest, Polls, Process
 from .protocol import Listening
 from .publication import endpoints_content, policy_contents
-from .registry import TTL_S, Instance, Registry
+from .registry import GRACE_S, TTL_S, Instance, Registry
+from .rotation import Rotation
 from .store import Policy, PolicyChanged, Store, StoreError
+from .twins import Twins
 from .watch import Read
 from .who import Gate, Member
 from .writer import Writer
@@ -52,14 +55,14 @@ REPLIES_BYTES_MAX = 64 * 1024 * 1024
 """Replies that are kept to be sent to others who have missed the same; beyond, they are made anew."""
 REJECTIONS_KEPT, WHY_KEPT = 32, 500
 """Rejections of one process that the status shows, and characters of each reason; the rest is cut."""
-ROTATION_WAIT_S = 60.0
-"""How long a rotation of the root waits for those who do not say that they believe the new one (a lease and a poll)."""
 RENEWALS_PER_S = 50
 """Leaves a second that processes are to ask for in a rotation; each is a signature and a transaction."""
 SPREAD_S_MAX = 600.0
 """The longest time over which processes spread their renewals, in seconds."""
 UPKEEP_S = 60.0
 """How often the store is cleaned and the roots' ages are looked at, in seconds."""
+CLOCK_STEP_S = 60.0
+"""By how much the clocks may part between two upkeeps, in seconds. Beyond, nothing is forgotten for being old."""
 BOOTSTRAP = ("control", "identity", "policy_source", "ca", "state_dir")
 """What the config service reads of its mesh.yaml when it starts, and not again."""
 
@@ -71,16 +74,12 @@ class Equipment(NamedTuple):
 
     svid: Svid
     signer: Signer
-    revoked: frozenset[int]
+    bundle: TrustBundle
     context: ssl.SSLContext | None
 
 
-class Rotation(NamedTuple):
-    """A new root that does not sign yet. `n`: the version of `trust` that has it; `began`: monotonic seconds."""
-
-    roots: Roots
-    n: int
-    began: float
+class Ending(Exception):
+    """A poll at the end of this service. Who is refused comes back in a while of its own; who is answered, at once."""
 
 
 class ControlPlane:
@@ -106,7 +105,7 @@ class ControlPlane:
         self.mesh, self.trust_domain = read.config.mesh, read.config.trust_domain
         self.wall, self._after_rotation, self._loop = wall, after_rotation, asyncio.get_running_loop()
         self.now = self._loop.time
-        self.writer, self.registry = Writer(), Registry()
+        self.writer, self.registry, self._twins = Writer(), Registry(), Twins()
         self.polls = Polls(self._loop, rng, TTL_S)
         self.clock = HybridClock(store.last_n(), wall)
         self.catalog = Catalog(store.epoch, self.mesh, self.clock, issuer.signer())
@@ -119,7 +118,10 @@ class ControlPlane:
         self._signer_json = ""
         self._changing = asyncio.Lock()
         self._published: asyncio.Future[None] | None = None
-        self._next_pace = self._next_upkeep = self._own_until = float("-inf")
+        self._next_pace = self._next_upkeep = float("-inf")
+        self._own_life = (0.0, 0.0)
+        self._all_back_at = self.now() + (0.0 if issuer.is_new else GRACE_S)
+        self._clocks = wall(), self.now()
         self._tasks: set[asyncio.Task[None]] = set()
         self._at_it: set[str] = set()
         self._replies: dict[tuple[Interest, tuple[str, ...], int, bool], bytes] = {}
@@ -142,12 +144,13 @@ class ControlPlane:
         self.policy = known
         self.catalog.put(rows)
         self._equip(self._equipment())
+        self._begin_rotation(trust)
 
     # Polls
 
     def poll(self, member: Member, asked: Poll) -> tuple[Process, asyncio.Future[Ended] | bytes]:
-        """Begin a poll: the process, and the reply, or what the poll waits for. NotYours, PollsFull. The caller calls
-        `polled` when it is over, however it ends.
+        """Begin a poll: the process, and the reply, or what the poll waits for. PollsFull. The caller calls `polled`
+        when it is over, however it ends.
         """
         interest = self.polls.interest(member.service, asked.want)
         resources = self.catalog.closure(interest.own, interest.want)
@@ -170,16 +173,21 @@ class ControlPlane:
         told = islice(asked.rejected.items(), REJECTIONS_KEPT)
         process.rejected = {resource: rejection.why[:WHY_KEPT] for resource, rejection in told}
         process.load, process.info = asked.load, asked.info
-        process.trust = have["trust"][1] if "trust" in have and have["trust"][0] == epoch else 0
+        trust = asked.have.get("trust", ("", 0))  # not one that it has rejected
+        process.trust = trust[1] if trust[0] == epoch else 0
         process.behind = tuple(resource for resource in resources if self.catalog.has_newer((resource,), have))
-        if process.behind or (asked.serving and not process.registered) or self.draining:
+        if self.draining:
+            raise Ending
+        if process.behind or (asked.serving and not process.registered):
             return self._reply(process.registered, self.catalog.newer(process.behind, have, REPLY_BYTES_MAX))
         process.since = max(self.catalog.version(resource)[1] for resource in resources)
         return self.polls.wait(process, asked.wait_s)
 
     def reply(self, process: Process, ended: Ended) -> bytes:
-        """The reply to a poll that has waited."""
+        """The reply to a poll that has waited. Ending."""
         if ended is not Ended.NEWS:
+            if self.draining:
+                raise Ending
             return self._reply(process.registered, [])
         key = (process.interest, process.resources, process.since, process.registered)
         found = self._replies.get(key)
@@ -216,19 +224,21 @@ class ControlPlane:
     # The registry
 
     async def register(self, member: Member, asked: Register) -> None:
-        """Register an instance; returns when it is stored. NotYours, RegistryFull, ValueError, StoreError."""
+        """Register an instance; returns when it is stored. RegistryFull, ValueError, StoreError."""
         instance = Instance(asked.instance, member.service, asked.address, asked.zone, asked.weight, asked.labels)
+        before = self.registry.find(asked.instance, member.service)
         self.registry.register(instance, self.now())
+        self._twins.look(before, instance)
         self._tell_registered(member, asked.instance, True)
         await self._settled()
 
     async def drain(self, member: Member, instance: str) -> None:
-        """It takes no new calls; returns when that is stored. NotYours, UnknownInstance, StoreError."""
+        """It takes no new calls; returns when that is stored. UnknownInstance, StoreError."""
         self.registry.drain(instance, member.service, self.now())
         await self._settled()
 
     async def deregister(self, member: Member, instance: str) -> None:
-        """It is gone; returns when that is stored. NotYours, UnknownInstance, StoreError."""
+        """It is gone; returns when that is stored. UnknownInstance, StoreError."""
         self.registry.deregister(instance, member.service, self.now())
         self._tell_registered(member, instance, False)
         await self._settled()
@@ -333,42 +343,52 @@ class ControlPlane:
 
     # Trust
 
-    async def rotate(self, root: bool) -> int:
+    async def rotate(self, root: bool, force: bool = False) -> int:
         """Ask every process for a new leaf; `root`: begin to replace the root, which ends by itself once all believe
-        the new one. The new generation.
+        the new one. The new generation. RotationTooSoon, unless `force`.
         """
         if not root:
             generation = await self.writer.ask(self.issuer.rotate_leaves)
             await self.publish_trust()
             return generation
-        roots = await self.writer.ask(self.issuer.rotate_root_begin)
-        n = await self.publish_trust()
-        if roots.coming is not None and self.rotation is None:
-            self.rotation = Rotation(roots, n, self.now())
-            _log.info("a new root is believed from now on; it signs once every process believes it")
-        return roots.generation
+        roots = await self.writer.ask(self.issuer.rotate_root_begin, force)
+        await self.publish_trust()
+        return int(roots.generation)
 
     async def revoke(self, serial: int) -> list[int]:
-        """Believe this leaf no more, nor what was renewed from it; their serials. ValueError, StoreFull."""
-        serials = await self.writer.ask(self.issuer.revoke, serial)
+        """Believe no leaf of the enrolment any more that this one belongs to. This one, and those of it that are known
+        to be in use. ValueError where there is none.
+        """
+        enrolment = enrolment_of(serial)
+        in_use = {process.serial for process in self.polls if enrolment_of(process.serial) == enrolment}
+        await self.writer.ask(partial(self.issuer.revoke, serial, seen=bool(in_use)))
         await self.publish_trust()
-        self.polls.end_all(set(serials))
-        return serials
+        self.polls.end_all({process.serial for process in self.polls if enrolment_of(process.serial) == enrolment})
+        return [serial, *sorted(in_use - {serial})]
 
-    async def publish_trust(self) -> int:
-        """Publish the roots, the generation and the revoked serials as they are now, and take what of our own hangs on
-        them anew. The version of `trust`.
+    async def publish_trust(self) -> None:
+        """Publish the roots, the generation and the revoked enrolments as they are now, and take what of our own hangs
+        on them anew.
         """
         async with self._changing:
             content = await self.writer.run(self.issuer.trust_content, self._spread_s())
             rows = self.catalog.propose({"trust": content}) if self._is_news(content) else []
             if rows:
                 await self.writer.run(self.store.save, rows)
-            if rows or self.wall() >= self._own_until:
+            if rows or self._is_worn():
                 self._equip(await self.writer.run(self._equipment))
             changed = self.catalog.put(rows)
+            self._begin_rotation(content)
         self._wake(changed)
-        return self.catalog.version("trust")[1]
+
+    def _begin_rotation(self, content: Mapping[str, Any]) -> None:
+        """Where a root is coming and the published `content` of `trust` has it: wait from now on for all to have it."""
+        coming = self.issuer.coming
+        if coming is None or coming.coming is None or self.rotation is not None:
+            return
+        if coming.coming.certificate_pem.decode() in content["bundle"]:
+            self.rotation = Rotation(coming, self.catalog.version("trust")[1], self.now())
+            _log.info("a new root is believed from now on; it signs once every process believes it")
 
     def _is_news(self, content: Mapping[str, Any]) -> bool:
         """Has more changed than how long renewals would be spread?"""
@@ -379,16 +399,20 @@ class ControlPlane:
         """New ones of what this service proves itself with. In the writer's thread, or before there is one."""
         self._after_rotation()
         svid, signer, content = self.issuer.own_svid(), self.issuer.signer(), self.issuer.trust_content(0.0)
-        revoked = frozenset(int(serial, 16) for serial in content["revoked"])
+        revoked = frozenset(int(enrolment, 16) for enrolment in content["revoked"])
         bundle = TrustBundle(self.trust_domain, content["bundle"].encode(), revoked)
-        return Equipment(svid, signer, revoked, self.listening.prepared(svid, bundle))
+        return Equipment(svid, signer, bundle, self.listening.prepared(svid, bundle))
 
     def _equip(self, own: Equipment) -> None:
         self.listening.use(own.context)
-        self.gate.revoked = own.revoked
-        self._own_until = (own.svid.not_before + own.svid.not_after) / 2
+        self.gate.trust(own.bundle.revoked, own.bundle.key_identifiers())
+        self._own_life = own.svid.not_before, (own.svid.not_before + own.svid.not_after) / 2
         self._signer_json = json.dumps(own.signer.chain_pem.decode())
         self.catalog.resigned(own.signer)
+
+    def _is_worn(self) -> bool:
+        """Is it time for another leaf of our own? Also where ours begins later than now, since the clock went back."""
+        return not self._own_life[0] <= self.wall() < self._own_life[1]
 
     def _spread_s(self) -> float:
         return min(SPREAD_S_MAX, max(1.0, round(len(self.polls) / RENEWALS_PER_S, 1)))
@@ -402,10 +426,10 @@ class ControlPlane:
             _log.info("the new root signs")
 
     def _may_end(self, rotation: Rotation) -> bool:
-        waited_s = self.now() - rotation.began
-        if waited_s < PROPAGATION_S:
+        now = self.now()
+        if now - rotation.began < PROPAGATION_S:
             return False
-        return waited_s >= ROTATION_WAIT_S or all(process.trust >= rotation.n for process in self.polls)
+        return rotation.may_end(now, self._all_back_at, self.polls, self.registry.keys())
 
     # Time
 
@@ -417,7 +441,7 @@ class ControlPlane:
         self._changed()  # an absent instance that polls is back, and a lease may have ended
         if self.rotation is not None and self._may_end(self.rotation):
             self._spawn_once("rotation", self._end_rotation)
-        elif self.wall() >= self._own_until:
+        elif self._is_worn():
             self._spawn_once("renewal", self.publish_trust)
         if now >= self._next_upkeep:
             self._next_upkeep = now + UPKEEP_S
@@ -425,7 +449,10 @@ class ControlPlane:
 
     async def _upkeep(self) -> None:
         await self.writer.run(give_back)
-        await self.writer.run(self.store.forget, self.wall())
+        before, self._clocks = self._clocks, (self.wall(), self.now())
+        passed_s, ran_s = (after - was for after, was in zip(self._clocks, before, strict=True))
+        if abs(passed_s - ran_s) <= CLOCK_STEP_S:
+            await self.writer.run(self.store.forget, self._clocks[0])
         await self.writer.run(self.issuer.due)
         await self.publish_trust()
 
@@ -457,7 +484,7 @@ class ControlPlane:
             self.polls.wake(changed)
 
     def stop_holding(self) -> None:
-        """The service is about to end: answer every poll now, empty, and hold none any more."""
+        """The service is about to end: refuse every poll, now, so that the herd spreads its return (see `Ending`)."""
         self.draining = True
         self.polls.close()
 

@@ -27,6 +27,10 @@ SERVICE_PROCESSES_MAX = 10_000
 """The same for processes of one service: none may take the place of all others."""
 WANTED_MAX = 1_000_000
 """Names of services in all different lists of what processes want; a poll with another list beyond is refused."""
+SERVICE_WANTED_MAX = WANTED_MAX // 20
+"""The same for what the processes of one service want: none may take the place of all others."""
+INDEXED_MAX = 1024
+"""Resources of a closure by which those who wait are found; who waits for more is looked at with every change."""
 SLICE = 32
 """Waiting processes woken in one step of the event loop: about 5 ms of work."""
 JITTER = 1 / 16
@@ -35,6 +39,9 @@ RECONNECTS_PER_S = 150
 """Handshakes a second that a service is asked to bear when all processes come back; it can do about 400 on one core."""
 RECONNECT_S_MIN, RECONNECT_S_MAX = 1.0, 60.0
 """Over how many seconds processes are asked to spread their return, at least and at most."""
+
+
+_EVERYBODYS = frozenset(("trust", "defaults"))
 
 
 class Ended(Enum):
@@ -53,15 +60,68 @@ class Interest:
     """What some processes have in common: their service, what they call, and who of them is waiting.
 
     `resources`: the closure that those who wait began with. When one of it changes they are all woken, so they began
-    with the same.
+    with the same. `among`: where it is found by its resources while somebody waits.
     """
 
-    __slots__ = ("__weakref__", "own", "resources", "waiting", "want")
+    __slots__ = ("__weakref__", "among", "own", "resources", "waiting", "want")
 
-    def __init__(self, own: str, want: tuple[str, ...]) -> None:
-        self.own, self.want = own, want
+    def __init__(self, own: str, want: tuple[str, ...], among: _Waiting) -> None:
+        self.own, self.want, self.among = own, want, among
         self.resources: tuple[str, ...] = ()
         self.waiting: set[Process] = set()
+
+    def begin(self, process: Process) -> None:
+        """One more waits."""
+        if self.waiting and self.resources is not process.resources:
+            self.among.remove(self)
+        if not self.waiting or self.resources is not process.resources:
+            self.resources = process.resources
+            self.among.add(self)
+        self.waiting.add(process)
+
+    def end(self, process: Process) -> None:
+        """It waits no longer."""
+        self.waiting.discard(process)
+        if not self.waiting:
+            self.among.remove(self)
+
+
+class _Waiting:
+    """The interests that somebody waits for, by resource. Everybody follows `trust` and `defaults`."""
+
+    def __init__(self) -> None:
+        self._every: set[Interest] = set()
+        self._large: set[Interest] = set()
+        self._by_resource: dict[str, set[Interest]] = {}
+
+    def add(self, interest: Interest) -> None:
+        self._every.add(interest)
+        if len(interest.resources) > INDEXED_MAX:
+            self._large.add(interest)
+            return
+        for resource in interest.resources:
+            if resource not in _EVERYBODYS:
+                self._by_resource.setdefault(resource, set()).add(interest)
+
+    def remove(self, interest: Interest) -> None:
+        self._every.discard(interest)
+        if interest in self._large:
+            self._large.discard(interest)
+            return
+        for resource in interest.resources:
+            if found := self._by_resource.get(resource):
+                found.discard(interest)
+                if not found:
+                    del self._by_resource[resource]
+
+    def of(self, changed: set[str]) -> set[Interest]:
+        """Those that follow one of these resources."""
+        if not changed.isdisjoint(_EVERYBODYS):
+            return set(self._every)
+        found = {interest for interest in self._large if not changed.isdisjoint(interest.resources)}
+        for resource in changed:
+            found |= self._by_resource.get(resource, set())
+        return found
 
 
 class Process:
@@ -99,7 +159,7 @@ class Process:
         future, self.future = self.future, None
         if future is None:
             return
-        self.interest.waiting.discard(self)
+        self.interest.end(self)
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
@@ -120,7 +180,9 @@ class Polls:
         self._silent: dict[tuple[str, str], Process] = {}
         self._of_service: Counter[str] = Counter()
         self._interests: WeakValueDictionary[tuple[str, tuple[str, ...]], Interest] = WeakValueDictionary()
-        self._wanted = 0
+        self._wanted: Counter[str] = Counter()
+        self._wanted_in_all = 0
+        self._waiting = _Waiting()
         self._woken: deque[Process] = deque()
         self._waking = False
         self.closed = False
@@ -146,15 +208,20 @@ class Polls:
         key = (own, tuple(sorted(set(want))))
         found = self._interests.get(key)
         if found is None:
-            if self._wanted + len(key[1]) > WANTED_MAX:
+            names = len(key[1])
+            if self._wanted_in_all + names > WANTED_MAX or self._wanted[own] + names > SERVICE_WANTED_MAX:
                 raise PollsFull
-            found = self._interests[key] = Interest(own, key[1])
-            self._wanted += len(key[1])
-            finalize(found, self._nobody_wants, len(key[1]))
+            found = self._interests[key] = Interest(own, key[1], self._waiting)
+            self._wanted[own] += names
+            self._wanted_in_all += names
+            finalize(found, self._nobody_wants, own, names)
         return found
 
-    def _nobody_wants(self, names: int) -> None:
-        self._wanted -= names
+    def _nobody_wants(self, own: str, names: int) -> None:
+        self._wanted_in_all -= names
+        self._wanted[own] -= names
+        if not self._wanted[own]:
+            del self._wanted[own]
 
     def begin(self, process: Process) -> None:
         """A poll of it begins: one that is still open is ended. PollsFull."""
@@ -177,8 +244,7 @@ class Polls:
             return future
         delay_s = seconds * (1 + JITTER * self._rng.random())
         process.future, process.timer = future, self._loop.call_later(delay_s, process.end, Ended.QUIET)
-        process.interest.resources = process.resources
-        process.interest.waiting.add(process)
+        process.interest.begin(process)
         return future
 
     def finish(self, process: Process) -> None:
@@ -203,9 +269,8 @@ class Polls:
 
     def wake(self, changed: set[str]) -> None:
         """These resources are newer: end the polls that wait for one of them, in slices."""
-        for interest in list(self._interests.values()):
-            if not changed.isdisjoint(interest.resources):
-                self._woken.extend(interest.waiting)
+        for interest in self._waiting.of(changed):
+            self._woken.extend(interest.waiting)
         self._wake_some()
 
     def end_all(self, serials: set[int]) -> None:

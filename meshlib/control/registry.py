@@ -10,23 +10,24 @@
 2.  A poll keeps what is there, it makes nothing: an instance that was deregistered, or drains, stays so until it
     registers again. Registered again with the same content, nothing changes but the lease.
 3.  An absent one is still listed, as such: whoever can reach it keeps it (F36). A draining one is not.
-4.  An instance and its polls belong to one service, by certificate: nobody holds the lease of another's.
+4.  An instance and its polls belong to one service, by certificate: each service has ids of its own, and what another
+    one calls its own is not known to it.
 5.  Everything that ends is in one of three queues. Within a queue all wait equally long, so the first is the next, and
     `expire` costs what there is to do: it is asked often, with 10,000 instances.
-6.  At a bound the oldest absent instance makes room; only where all are alive one more is refused.
+6.  At a bound the oldest absent instance makes room; only where all are alive one more is refused. What is bounded is
+    what callers get: instances, and bytes as they are sent.
 
 Sources: Consul (the check, TTL, `deregister_critical_service_after`); Envoy's matrix of discovery and health.
 """
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
-
-from ..errors import PermissionDenied
 
 TTL_S = 15.0
 """A lease ends this long after the last poll of its instance ended, in seconds (F17)."""
@@ -46,12 +47,15 @@ SERVICE_INSTANCES_MAX = 10_000
 LABELS_MAX = 64
 """Labels of one instance, as in mesh.yaml; one more is refused."""
 
-LABELS_CHARS_MAX = 1024
-"""Characters of all labels of one instance, names and values together; more are refused."""
+ENTRY_BYTES_MAX = 2048
+"""Bytes of one instance as its callers get it, in JSON: address, zone, weight and labels together; more are refused."""
 
+ENDPOINTS_BYTES_MAX = 4 * 1024 * 1024
+"""The same of all instances of one service: signed it is twice as much at the most, and a process takes 16 MiB. As at
+INSTANCES_MAX, absent ones make room."""
 
-class NotYours(PermissionDenied):
-    """The instance belongs to another service than the caller's."""
+Key = tuple[str, str]
+"""(service, id) of an instance."""
 
 
 class UnknownInstance(LookupError):
@@ -64,7 +68,7 @@ class RegistryFull(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """One server process as it described itself. `id` is unique in the mesh, `service` canonical, `weight` 1 to 128.
+    """One server process as it described itself. `id` is unique in its `service`, canonical; `weight` 1 to 128.
 
     `draining`: it takes no new calls. `absent`: its lease has ended.
     """
@@ -77,6 +81,11 @@ class Instance:
     labels: Mapping[str, str]
     draining: bool = False
     absent: bool = False
+
+    @property
+    def key(self) -> Key:
+        """(service, id)."""
+        return self.service, self.id
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,16 +100,19 @@ class Listed:
 class Registry:
     """All instances. One thread at a time; `now` is in seconds of a clock that never goes back."""
 
-    __slots__ = ("_absent", "_changed", "_changed_services", "_grace", "_instances", "_leases", "_open", "_services")
+    __slots__ = (
+        "_absent", "_bytes", "_changed", "_changed_services", "_grace", "_instances", "_leases", "_open", "_services",
+    )  # fmt: skip
 
     def __init__(self) -> None:
-        self._instances: dict[str, Instance] = {}  # in the order of registration, as the next
-        self._services: dict[str, dict[str, None]] = {}
-        self._open: Counter[tuple[str, str]] = Counter()  # (service, instance_id); bounded by the connections
-        self._grace: OrderedDict[str, float] = OrderedDict()
-        self._leases: OrderedDict[str, float] = OrderedDict()
-        self._absent: OrderedDict[str, float] = OrderedDict()
-        self._changed: dict[str, None] = {}
+        self._instances: dict[Key, Instance] = {}  # in the order of registration, as the next
+        self._services: dict[str, dict[Key, None]] = {}
+        self._bytes: Counter[str] = Counter()
+        self._open: Counter[Key] = Counter()  # bounded by the connections
+        self._grace: OrderedDict[Key, float] = OrderedDict()
+        self._leases: OrderedDict[Key, float] = OrderedDict()
+        self._absent: OrderedDict[Key, float] = OrderedDict()
+        self._changed: dict[Key, None] = {}
         self._changed_services: set[str] = set()
 
     def restore(self, instances: Iterable[Instance], now: float, grace_s: float = GRACE_S) -> None:
@@ -108,69 +120,77 @@ class Registry:
         for instance in instances:
             self._insert(instance)
             queue, wait_s = (self._absent, ABSENT_S) if instance.absent else (self._grace, grace_s)
-            queue[instance.id] = now + wait_s
+            queue[instance.key] = now + wait_s
+
+    def find(self, instance_id: str, service: str) -> Instance | None:
+        """The instance, or None."""
+        return self._instances.get((service, instance_id))
+
+    def keys(self) -> Iterator[Key]:
+        """Of all that are there, absent ones included; to be used before anything changes."""
+        return iter(self._instances)
 
     def register(self, instance: Instance, now: float) -> None:
         """Add it, or replace what it was. The same content again only renews the lease; an absent one is ready again.
 
-        NotYours; RegistryFull; ValueError where its labels are beyond their bounds.
+        RegistryFull; ValueError where it is beyond its bounds.
         """
-        _check_labels(instance.labels)
-        instance, known = replace(instance, absent=False), self._known(instance.id, instance.service)
-        if known is None:
-            self._make_room(instance.service)
+        _check(instance)
+        instance = replace(instance, absent=False)
+        known = self._instances.get(instance.key)
         if known != instance:
-            self._remove(instance.id)
+            self._make_room(instance, known)
+            self._remove(instance.key)
             self._insert(instance)
             self._mark(instance)
         self._renew(instance, now)
 
     def drain(self, instance_id: str, service: str, now: float) -> None:
-        """It takes no new calls: it is listed no more, and gone once its lease ends. NotYours; UnknownInstance."""
+        """It takes no new calls: it is listed no more, and gone once its lease ends. UnknownInstance."""
         instance = self._found(instance_id, service)
         if instance.absent:
-            self._remove(instance_id)
+            self._remove(instance.key)
         elif not instance.draining:
             self._update(replace(instance, draining=True))
 
     def deregister(self, instance_id: str, service: str, now: float) -> None:
-        """It is gone. NotYours; UnknownInstance."""
-        self._found(instance_id, service)
-        self._remove(instance_id)
+        """It is gone. UnknownInstance."""
+        self._remove(self._found(instance_id, service).key)
 
     def polling(self, instance_id: str, service: str, now: float) -> bool:
         """A poll began; the lease, if there is one, is held until `polled`. Is the instance registered?
 
-        `service`: the caller's, by its certificate. NotYours: then no poll is counted.
+        `service`: the caller's, by its certificate.
         """
-        instance = self._known(instance_id, service)
-        self._open[service, instance_id] += 1
+        key = service, instance_id
+        instance = self._instances.get(key)
+        self._open[key] += 1
         if instance is None:
             return False
-        self._unqueue(instance_id)
+        self._unqueue(key)
         if instance.absent:
             self._update(replace(instance, absent=False))
         return True
 
     def polled(self, instance_id: str, service: str, now: float) -> None:
         """A poll that `polling` has counted ended, answered or not."""
-        self._open[service, instance_id] -= 1
-        if self._open[service, instance_id] <= 0:
-            del self._open[service, instance_id]
-            instance = self._instances.get(instance_id)
-            if instance is not None and instance.service == service:
+        key = service, instance_id
+        self._open[key] -= 1
+        if self._open[key] <= 0:
+            del self._open[key]
+            if (instance := self._instances.get(key)) is not None:
                 self._renew(instance, now)
 
     def expire(self, now: float) -> None:
         """Let happen whatever time it is for; `next_at` says when there is more."""
-        for instance_id in (*_due(self._grace, now), *_due(self._leases, now)):
-            if self._instances[instance_id].draining:
-                self._remove(instance_id)
+        for key in (*_due(self._grace, now), *_due(self._leases, now)):
+            if self._instances[key].draining:
+                self._remove(key)
             else:
-                self._update(replace(self._instances[instance_id], absent=True))
-                self._absent[instance_id] = now + ABSENT_S
-        for instance_id in _due(self._absent, now):
-            self._remove(instance_id)
+                self._update(replace(self._instances[key], absent=True))
+                self._absent[key] = now + ABSENT_S
+        for key in _due(self._absent, now):
+            self._remove(key)
 
     def next_at(self) -> float:
         """When `expire` has something to do, in the seconds of `now`; inf for never."""
@@ -182,8 +202,8 @@ class Registry:
         Of several instances at an address one that is ready wins, and of those the one that registered last.
         """
         best: dict[str, Instance] = {}
-        for instance_id in self._services.get(service, ()):
-            instance = self._instances[instance_id]
+        for key in self._services.get(service, ()):
+            instance = self._instances[key]
             rival = best.get(instance.address)
             if not instance.draining and (rival is None or rival.absent or not instance.absent):
                 best[instance.address] = instance
@@ -191,82 +211,86 @@ class Registry:
 
     def instances(self) -> list[Listed]:
         """All that are there, in the order of registration."""
-        until = {instance_id: at for queue in self._queues() for instance_id, at in queue.items()}
-        return [Listed(one, _state(one), until.get(one.id, math.inf)) for one in self._instances.values()]
+        until = {key: at for queue in self._queues() for key, at in queue.items()}
+        return [Listed(one, _state(one), until.get(key, math.inf)) for key, one in self._instances.items()]
 
-    def take_changed(self) -> tuple[set[str], list[Instance], list[str]]:
-        """Since last asked: services whose `endpoints` may differ; instances to store; ids to delete from the store."""
-        services, ids = self._changed_services, self._changed
+    def take_changed(self) -> tuple[set[str], list[Instance], list[Key]]:
+        """Since last asked: services whose `endpoints` may differ; instances to store; those to delete there."""
+        services, keys = self._changed_services, self._changed
         self._changed_services, self._changed = set(), {}
-        stored = [self._instances[instance_id] for instance_id in ids if instance_id in self._instances]
-        return services, stored, [instance_id for instance_id in ids if instance_id not in self._instances]
+        stored = [self._instances[key] for key in keys if key in self._instances]
+        return services, stored, [key for key in keys if key not in self._instances]
 
-    def put_back(self, services: Iterable[str], instances: Iterable[Instance], gone: Iterable[str]) -> None:
+    def put_back(self, services: Iterable[str], instances: Iterable[Instance], gone: Iterable[Key]) -> None:
         """What `take_changed` gave could not be stored: it gives it again, as it is by then."""
         self._changed_services.update(services)
-        self._changed.update(dict.fromkeys([*(instance.id for instance in instances), *gone]))
-
-    def _known(self, instance_id: str, service: str) -> Instance | None:
-        instance = self._instances.get(instance_id)
-        if instance is not None and instance.service != service:
-            raise NotYours(f"instance {instance_id!r} is one of {instance.service}, and the caller is {service}")
-        return instance
+        self._changed.update(dict.fromkeys([*(instance.key for instance in instances), *gone]))
 
     def _found(self, instance_id: str, service: str) -> Instance:
-        instance = self._known(instance_id, service)
+        instance = self._instances.get((service, instance_id))
         if instance is None:
             raise UnknownInstance(f"no instance {instance_id!r} of {service} is registered")
         return instance
 
-    def _make_room(self, service: str) -> None:
-        if len(self._services.get(service, ())) >= SERVICE_INSTANCES_MAX:
-            self._forget_absent(service, f"{service} has {SERVICE_INSTANCES_MAX} instances")
-        if len(self._instances) >= INSTANCES_MAX:
-            self._forget_absent(None, f"{INSTANCES_MAX} instances are registered")
+    def _make_room(self, instance: Instance, known: Instance | None) -> None:
+        """For `instance`, which is to be in the place of `known`."""
+        service = instance.service
+        if known is None:
+            if len(self._services.get(service, ())) >= SERVICE_INSTANCES_MAX:
+                self._forget_absent(service, f"{service} has {SERVICE_INSTANCES_MAX} instances")
+            if len(self._instances) >= INSTANCES_MAX:
+                self._forget_absent(None, f"{INSTANCES_MAX} instances are registered")
+        more = _size(instance) - (0 if known is None else _size(known))
+        while more > 0 and self._bytes[service] + more > ENDPOINTS_BYTES_MAX:
+            full = f"the instances of {service} describe themselves in {ENDPOINTS_BYTES_MAX} bytes"
+            self._forget_absent(service, full, but=instance.key)
 
-    def _forget_absent(self, service: str | None, full: str) -> None:
+    def _forget_absent(self, service: str | None, full: str, but: Key | None = None) -> None:
         """The one that is absent longest, of one service or of all, is gone."""
-        for instance_id in self._absent:
-            if service in (None, self._instances[instance_id].service):
-                return self._remove(instance_id)
+        for key in self._absent:
+            if service in (None, key[0]) and key != but:
+                return self._remove(key)
         raise RegistryFull(f"{full}, all alive, and there is no room for one more; use several meshes")
 
     def _insert(self, instance: Instance) -> None:
-        self._instances[instance.id] = instance
-        self._services.setdefault(instance.service, {})[instance.id] = None
+        self._instances[instance.key] = instance
+        self._services.setdefault(instance.service, {})[instance.key] = None
+        self._bytes[instance.service] += _size(instance)
         self._changed_services.add(instance.service)
 
     def _update(self, instance: Instance) -> None:
-        self._instances[instance.id] = instance
+        """Another state of it."""
+        self._instances[instance.key] = instance
         self._mark(instance)
 
-    def _remove(self, instance_id: str) -> None:
-        self._unqueue(instance_id)
-        instance = self._instances.pop(instance_id, None)
+    def _remove(self, key: Key) -> None:
+        self._unqueue(key)
+        instance = self._instances.pop(key, None)
         if instance is not None:
             self._mark(instance)
-            del self._services[instance.service][instance_id]
+            self._bytes[instance.service] -= _size(instance)
+            del self._services[instance.service][key]
             if not self._services[instance.service]:
-                del self._services[instance.service]
+                del self._services[instance.service], self._bytes[instance.service]
 
     def _mark(self, instance: Instance) -> None:
-        self._changed[instance.id] = None
+        self._changed[instance.key] = None
         self._changed_services.add(instance.service)
 
     def _renew(self, instance: Instance, now: float) -> None:
-        self._unqueue(instance.id)
-        if not self._open.get((instance.service, instance.id)):
-            self._leases[instance.id] = now + TTL_S
+        self._unqueue(instance.key)
+        if not self._open.get(instance.key):
+            self._leases[instance.key] = now + TTL_S
 
-    def _unqueue(self, instance_id: str) -> None:
+    def _unqueue(self, key: Key) -> None:
         for queue in self._queues():
-            queue.pop(instance_id, None)
+            queue.pop(key, None)
 
-    def _queues(self) -> tuple[OrderedDict[str, float], ...]:
+    def _queues(self) -> tuple[OrderedDict[Key, float], ...]:
         return self._grace, self._leases, self._absent
 
 
-def _due(queue: OrderedDict[str, float], now: float) -> Iterator[str]:
+def _due(queue: OrderedDict[Key, float], now: float) -> Iterator[Key]:
     """Take those from a queue whose time has come."""
     while queue and next(iter(queue.values())) <= now:
         yield queue.popitem(last=False)[0]
@@ -286,8 +310,16 @@ def _state(instance: Instance) -> str:
     return "draining" if instance.draining else "absent" if instance.absent else "ready"
 
 
-def _check_labels(labels: Mapping[str, str]) -> None:
-    chars = sum(len(name) + len(value) for name, value in labels.items())
-    if len(labels) > LABELS_MAX or chars > LABELS_CHARS_MAX:
-        message = f"an instance has at most {LABELS_MAX} labels of together {LABELS_CHARS_MAX} characters"
-        raise ValueError(f"{message}, this one has {len(labels)} of {chars}")
+def _size(instance: Instance) -> int:
+    """Bytes of its entry, in the longest of its states, and of what is between two entries."""
+    return len(json.dumps(_entry(replace(instance, draining=True)), separators=(",", ":"))) + 1
+
+
+def _check(instance: Instance) -> None:
+    if len(instance.labels) > LABELS_MAX:
+        raise ValueError(f"an instance has at most {LABELS_MAX} labels, this one has {len(instance.labels)}")
+    if (size := _size(instance)) > ENTRY_BYTES_MAX:
+        raise ValueError(
+            f"an instance describes itself in at most {ENTRY_BYTES_MAX} bytes of JSON, zone and labels included, "
+            f"this one in {size}"
+        )

@@ -1,10 +1,11 @@
 """The config service as a process: its folder, what it refuses to start with, how it listens and how it ends.
 
-    <state_dir>/control/   ca/authority.json · store.sqlite · operator-token          all of this user alone
+    <state_dir>/control/   ca/authority.json · store.sqlite · operator-token · policy-source      all of this user alone
 
 With a mesh.yaml that is broken it begins with the policy that was in force last, and says so; without one it does not
-start. SIGTERM: every poll is answered at once, nothing is accepted any more, and the process is gone within two
-seconds. kill -9 at any moment loses nothing that was answered: that is the store's.
+start. Nor where `policy_source` is another than at the last start: then a file would replace what was put, or what was
+put a file, and nobody would have said so. SIGTERM: every poll is answered at once, nothing is accepted any more, and
+the process is gone within two seconds. kill -9 at any moment loses nothing that was answered: that is the store's.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
+import os
 import random
 import resource
 from collections.abc import Callable
@@ -20,7 +22,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..config import MeshConfig
+from ..config import MeshConfig, load_bootstrap
 from ..config.bootstrap import parse_control_url
 from ..config.endpoints import parse_address
 from ..errors import ConfigError
@@ -44,7 +46,7 @@ LAST_S = 1.25
 FILES_BESIDE = 64
 """Files of the process that are no connections: that many fewer connections than the system allows files."""
 
-_STORE = "store.sqlite"
+_STORE, _OPERATOR_TOKEN, _POLICY_SOURCE = "store.sqlite", "operator-token", "policy-source"
 
 _log = logging.getLogger("meshlib.control")
 
@@ -61,10 +63,14 @@ class Settings:
 
 
 class _Opened(NamedTuple):
-    """What is there before anything is served. `bootstrap`: what the file says of this service itself."""
+    """What is there before anything is served. `bootstrap`: what the file says of this service itself. `stored`: the
+    policy is set by PUT. `broken`: why the file's policy is not in force.
+    """
 
     read: Read
     bootstrap: MeshConfig
+    stored: bool
+    broken: ConfigError | None
     store: Store
     folder: Path
 
@@ -114,24 +120,29 @@ async def serve(
     """The same on the running loop. `plaintext`: for tests and measurements alone."""
     watch_told: list[Callable[[Read | ConfigError], Any]] = []
     watch = PolicyWatch(settings.config, lambda read: watch_told[0](read))
+    if settings.listen:
+        _given_address(settings.listen)  # a slip is said before anything is made, or waited for
     opened = _open(settings)
     try:
         bind, port = _listen_at(settings.listen, opened.bootstrap)
-        plane = _plane(opened, plaintext)
+        plane, tick = _plane(opened, plaintext)
+        source = "store" if opened.stored else "file"
+        private_folder.replace(opened.folder / _POLICY_SOURCE, f"{source}\n".encode("ascii"))
     except BaseException:
         opened.store.close()
         raise
-    stored = opened.bootstrap.policy_source == "store"
     loop = asyncio.get_running_loop()
     watch_told.append(lambda read: loop.call_soon_threadsafe(plane.spawn, "the edited policy", plane.edited, read))
     server = ControlServer(
-        Api(plane, stored=stored), bind=bind, port=port, propagation_s=0.0, grace_s=GRACE_S, on_tick=plane.tick,
+        Api(plane, stored=opened.stored), bind=bind, port=port, propagation_s=0.0, grace_s=GRACE_S, on_tick=tick,
         protocol=protocol, on_listening=lambda _: on_listening and on_listening(server),
     )  # fmt: skip
     server.plane = plane
     try:
-        if not stored:
-            watch.follow(opened.read.config)
+        if opened.broken is not None:
+            await plane.edited(opened.broken)
+        if not opened.stored:
+            watch.follow(opened.broken or opened.read)
             watch.start()
         await server.serve()
     finally:
@@ -141,42 +152,66 @@ async def serve(
 
 def _open(settings: Settings) -> _Opened:
     """The folder, the store in it, and the policy to begin with."""
-    read, broken = _read(settings.config)
-    folder = _folder(settings, None if read is None else read.config)
+    read, bootstrap, broken = _read(settings.config)
+    folder = _folder(settings, bootstrap)
     if broken is not None and not (folder / _STORE).exists():
         raise broken
     private_folder.make_private(folder.parent)
     private_folder.make_private(folder)
     store = Store.open(folder / _STORE)
     try:
-        return _Opened(*_choose(read, broken, store), store, folder)
+        stored = _is_stored(bootstrap, store, folder)
+        read = _choose(read, broken, store, stored)
+        return _Opened(read, read.config if bootstrap is None else bootstrap, stored, broken, store, folder)
     except BaseException:
         store.close()
         raise
 
 
-def _read(path: Path) -> tuple[Read | None, ConfigError | None]:
+def _read(path: Path) -> tuple[Read | None, MeshConfig | None, ConfigError | None]:
+    """The policy of the file, its bootstrap part, and what is wrong with it; None for what cannot be had of it."""
     try:
-        return read_policy(path), None
+        read = read_policy(path)
     except ConfigError as error:
-        return None, error
+        try:
+            return None, load_bootstrap(path), error
+        except ConfigError:
+            return None, None, error
+    return read, read.config, None
 
 
-def _choose(read: Read | None, broken: ConfigError | None, store: Store) -> tuple[Read, MeshConfig]:
-    """The policy to begin with, and the bootstrap part of the file, or of the last good one where the file is broken.
+def _is_stored(bootstrap: MeshConfig | None, store: Store, folder: Path) -> bool:
+    """Is the policy set by PUT? By the file; where nothing can be had of it, as at the last start.
 
-    ConfigError where there is neither.
+    ConfigError where both are known and differ: a file must not replace what was put just by being written otherwise.
     """
-    stored = store.policy()
+    file = folder / _POLICY_SOURCE
+    try:
+        last = private_folder.read(file).decode("ascii", "replace").strip()
+    except FileNotFoundError:
+        last = ""
+    now = last if bootstrap is None else bootstrap.policy_source
+    if not now and (policy := store.policy()) is not None:
+        now = parse_policy(policy.document, policy.source).config.policy_source
+    if last not in ("", now):
+        loses = "the policy that was put last" if last == "store" else "what is edited in mesh.yaml"
+        raise ConfigError(
+            f"policy_source is {now}, and was {last} when this config service last started: {loses} would not be in "
+            f"force any more. Set it back to {last}; or, if that is meant, remove {file}, and start again"
+        )
+    return now == "store"
+
+
+def _choose(read: Read | None, broken: ConfigError | None, store: Store, stored: bool) -> Read:
+    """The policy to begin with. ConfigError where there is none."""
+    last = store.policy()
+    if read is not None and not (stored and last):
+        return read
+    if last is None:
+        raise broken or ConfigError("there is no policy")
     if read is None:
-        if stored is None:
-            raise broken or ConfigError("there is no policy")
-        _log.error("mesh.yaml is BROKEN, so the last good policy is in force, version %d:\n%s", stored.n, broken)
-        read = parse_policy(stored.document, stored.source)
-        return read, read.config
-    if read.config.policy_source == "store" and stored is not None:
-        return parse_policy(stored.document, stored.source), read.config
-    return read, read.config
+        _log.error("mesh.yaml is BROKEN, so the policy that was in force last is it again, version %d", last.n)
+    return parse_policy(last.document, last.source)
 
 
 def _folder(settings: Settings, config: MeshConfig | None) -> Path:
@@ -190,10 +225,7 @@ def _folder(settings: Settings, config: MeshConfig | None) -> Path:
 def _listen_at(listen: str, config: MeshConfig) -> tuple[str, int]:
     """Where to listen. The first URL's own address where it is one, else its port on all of this machine's."""
     if listen:
-        try:
-            return parse_address(listen, lowest_port=0)
-        except ValueError as error:
-            raise ConfigError(f"--listen: {error}") from None
+        return _given_address(listen)
     if config.control is None:
         raise ConfigError(
             f"{config.place(())}: there is no `control`, so nobody will come here: add `control: {{urls: "
@@ -207,14 +239,22 @@ def _listen_at(listen: str, config: MeshConfig) -> tuple[str, int]:
     return host, port
 
 
-def _plane(opened: _Opened, plaintext: bool) -> ControlPlane:
+def _given_address(listen: str) -> tuple[str, int]:
+    try:
+        return parse_address(listen, lowest_port=0)
+    except ValueError as error:
+        raise ConfigError(f"--listen: {error}") from None
+
+
+def _plane(opened: _Opened, plaintext: bool) -> tuple[ControlPlane, Callable[[], None]]:
+    """And what is to be done about once a second."""
     config, store, folder = opened.bootstrap, opened.store, opened.folder
     authority = AuthorityFile(folder / "ca")
     issuer = Issuer(store, authority, config.trust_domain, config.ca.leaf_ttl, config.ca.root_ttl)
     operator, loop = keep_operator_token(folder, issuer, store), asyncio.get_running_loop()
     gate = Gate((operator.id, operator.secret_sha256), loop.time)
 
-    def after_rotation() -> None:
+    def keep_token() -> None:
         try:
             token = keep_operator_token(folder, issuer, store)
         except (OSError, ValueError) as error:
@@ -224,20 +264,27 @@ def _plane(opened: _Opened, plaintext: bool) -> ControlPlane:
 
     listening = Listening(_connections_max(), plaintext=plaintext)
     plane = ControlPlane(
-        opened.read, store, issuer, authority, listening, gate, random.SystemRandom(), after_rotation=after_rotation
+        opened.read, store, issuer, authority, listening, gate, random.SystemRandom(), after_rotation=keep_token
     )
+
+    def tick() -> None:
+        plane.tick()
+        if not os.path.exists(folder / _OPERATOR_TOKEN):
+            plane.spawn("the operator's token", plane.writer.run, keep_token)
+
     _log.info(
         "mesh %s: %d services, policy version %d, epoch %s",
         config.mesh, len(plane.catalog.services()), plane.policy.n, store.epoch,
     )  # fmt: skip
-    return plane
+    return plane, tick
 
 
 def keep_operator_token(folder: Path, issuer: Issuer, store: Store) -> JoinToken:
     """The operator's token of the file in `folder`, which is made where there is none, and names the root that all
-    believe now. Whoever removes the file gets another one, and the one before is void.
+    believe now. Whoever removes the file gets another one, within seconds where the service runs, and the one before is
+    void.
     """
-    path = folder / "operator-token"
+    path = folder / _OPERATOR_TOKEN
     try:
         kept = JoinToken.parse(private_folder.read(path).decode("ascii", "replace"))
     except FileNotFoundError:

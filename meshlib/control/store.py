@@ -1,14 +1,15 @@
 """What the config service must not forget: a SQLite file. Every method is one transaction: all of it, or nothing.
 
     resources   what is published        tokens, redemptions   join tokens, and the keys that have used them
-    instances   who is registered        certificates          leaves: whose, renewed from which, revoked or not
-    policies    the last HISTORY_MAX     about                 the operator's token
+    instances   who is registered        enrolments            uses of tokens that have leaves, revoked or not
+    policies    the last HISTORY_MAX     about                 the operator's token, the age of the store
 
 1.  Leases are not here: a poll writes nothing, only what changes is written.
 2.  An older n never replaces a newer one.
 3.  A token's use belongs to a key. So a lost answer may be asked for again, and of many who come with different keys
     to a token of one use one wins (F24).
-4.  A leaf is remembered as long as one that it comes from lives: so revoking finds all that were renewed from it.
+4.  Of leaves only their enrolment is remembered, which is in their serial, as long as one of them lives: a process
+    that renews without end takes no room, and what is revoked is one row, whatever came from it.
 5.  What has expired is forgotten, and whatever can grow has a bound.
 
 How the file is opened, locked, flushed and restored: `database`. Source: SPIRE's datastore.
@@ -18,7 +19,6 @@ from __future__ import annotations
 
 import hmac
 import json
-import math
 import os
 import secrets
 import sqlite3
@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 from .catalog import GONE_MAX, Row
 from .database import Database
 from .database import StoreError as StoreError  # what every method may raise
-from .registry import Instance
+from .registry import Instance, Key
 
 HISTORY_MAX = 100
 """Policies that are kept; beyond, the oldest is forgotten. Each may have 1 MiB."""
@@ -44,17 +44,17 @@ TOKEN_KEPT_S = 3600.0
 TOKEN_LIFE_S_MAX = 30 * 86_400.0
 """The longest life of a join token, in seconds; a longer one is refused."""
 
-CERTIFICATES_MAX = 200_000
-"""Leaves that are remembered until they expire: 10,000 processes have some 30,000. One more is refused."""
+ENROLMENTS_MAX = 200_000
+"""Enrolments that are remembered until their last leaf expires, one per host and service. One more is refused."""
 
-SERVICE_CERTIFICATES_MAX = 60_000
-"""The same of one service: a process that asks for ever more keeps none from others. One more is refused."""
+SERVICE_ENROLMENTS_MAX = 60_000
+"""The same of one service: who has a token of many uses keeps none from others. One more is refused."""
 
 REVOKED_MAX = 4_096
-"""Revoked leaves that have not expired: every process gets the list. Beyond, revoking is refused: rotate the root."""
+"""Revoked enrolments that every process is told of. Beyond, the oldest are known here only: rotate the root."""
 
 UNKNOWN_LIFE_S = 8760 * 3600.0
-"""A revoked leaf that the store does not know, because a store was lost, is taken to live this long: the longest."""
+"""An enrolment that the store does not know, because a store was lost, has leaves that may live this long."""
 
 _SCHEMA = 1
 _TABLES = """
@@ -62,27 +62,22 @@ CREATE TABLE about (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE resources (resource TEXT PRIMARY KEY, n INTEGER NOT NULL, json TEXT NOT NULL);
 CREATE INDEX gone ON resources (n) WHERE json = 'null';
 CREATE TABLE instances (
-    id TEXT PRIMARY KEY, service TEXT NOT NULL, address TEXT NOT NULL, zone TEXT NOT NULL, weight INTEGER NOT NULL,
-    labels TEXT NOT NULL, draining INTEGER NOT NULL, absent INTEGER NOT NULL);
+    service TEXT NOT NULL, id TEXT NOT NULL, address TEXT NOT NULL, zone TEXT NOT NULL, weight INTEGER NOT NULL,
+    labels TEXT NOT NULL, draining INTEGER NOT NULL, absent INTEGER NOT NULL, PRIMARY KEY (service, id));
 CREATE TABLE policies (n INTEGER PRIMARY KEY, at REAL NOT NULL, source TEXT NOT NULL, document TEXT NOT NULL);
 CREATE TABLE tokens (
     id TEXT PRIMARY KEY, secret_sha256 TEXT NOT NULL, service TEXT NOT NULL, uses INTEGER NOT NULL,
     used INTEGER NOT NULL, expires REAL NOT NULL, removed INTEGER NOT NULL);
 CREATE INDEX token_ends ON tokens (expires);
 CREATE TABLE redemptions (
-    token TEXT NOT NULL REFERENCES tokens ON DELETE CASCADE, key_sha256 TEXT NOT NULL, PRIMARY KEY (token, key_sha256));
-CREATE TABLE certificates (
-    serial TEXT PRIMARY KEY, service TEXT NOT NULL, instance TEXT NOT NULL, parent TEXT, key_sha256 TEXT NOT NULL,
-    not_after REAL NOT NULL, kept_until REAL NOT NULL, revoked_at REAL);
-CREATE INDEX certificate_parents ON certificates (parent);
-CREATE INDEX certificate_keys ON certificates (key_sha256);
-CREATE INDEX certificate_ends ON certificates (kept_until);
-CREATE INDEX certificates_revoked ON certificates (not_after) WHERE revoked_at IS NOT NULL;
-"""
-_RENEWED_FROM = """
-WITH RECURSIVE tree (serial) AS (
-    SELECT ? UNION SELECT certificates.serial FROM certificates JOIN tree ON certificates.parent = tree.serial)
-SELECT serial FROM tree
+    token TEXT NOT NULL REFERENCES tokens ON DELETE CASCADE, key_sha256 TEXT NOT NULL, enrolment INTEGER NOT NULL,
+    PRIMARY KEY (token, key_sha256));
+CREATE INDEX redeemed ON redemptions (enrolment);
+CREATE TABLE enrolments (
+    enrolment INTEGER PRIMARY KEY, service TEXT NOT NULL, token TEXT NOT NULL, instance TEXT NOT NULL,
+    ends REAL NOT NULL, revoked_at REAL);
+CREATE INDEX enrolment_ends ON enrolments (ends);
+CREATE INDEX revocations ON enrolments (revoked_at) WHERE revoked_at IS NOT NULL;
 """
 
 
@@ -99,7 +94,7 @@ class TokenRefused(Exception):
 
 
 class CertificateRevoked(Exception):
-    """The leaf that asks for another, or the key that it asks for, was revoked."""
+    """The enrolment of the leaf that asks for another, or of the key that enrols again, was revoked."""
 
 
 class PolicyChanged(Exception):
@@ -129,17 +124,11 @@ class Token(NamedTuple):
     expires: float
 
 
-class Certificate(NamedTuple):
-    """A leaf. `instance`: '' where it is not known. `parent`: the serial that it was renewed from; None: enrolled.
-    `key_sha256`: hex, of its public key. `not_after`: unix seconds.
-    """
+class Revoked(NamedTuple):
+    """What every process is to be told of: the newest REVOKED_MAX `enrolments`, sorted; and how many there are."""
 
-    serial: int
-    service: str
-    instance: str
-    parent: int | None
-    key_sha256: str
-    not_after: float
+    enrolments: list[int]
+    in_all: int
 
 
 class Store:
@@ -151,7 +140,7 @@ class Store:
     def __init__(self, database: Database) -> None:
         self._database, self._epoch = database, secrets.token_hex(16)
         with database.transaction() as tables:
-            self._certificates = _by_service(tables)
+            self._enrolments = _by_service(tables)
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Store:
@@ -186,22 +175,27 @@ class Store:
         sql = "SELECT max((SELECT ifnull(max(n), 0) FROM resources), (SELECT ifnull(max(n), 0) FROM policies))"
         return int(self._database.rows(sql)[0][0])
 
-    def save(self, rows: Iterable[Row], instances: Iterable[Instance] = (), gone: Iterable[str] = ()) -> None:
-        """Keep these resources and instances, and forget the instances with the ids `gone`."""
+    def made_at(self, now: float) -> float:
+        """When this was first asked of this store, in unix seconds: `now`, the first time."""
+        with self._database.transaction() as tables:
+            tables.execute("INSERT INTO about VALUES ('made', ?) ON CONFLICT DO NOTHING", (repr(now),))
+            return float(tables.execute("SELECT value FROM about WHERE key = 'made'").fetchone()[0])
+
+    def save(self, rows: Iterable[Row], instances: Iterable[Instance] = (), gone: Iterable[Key] = ()) -> None:
+        """Keep these resources and instances, and forget the instances `gone`."""
         with self._database.transaction() as tables:
             _keep_rows(tables, rows)
             tables.executemany(
-                "INSERT INTO instances VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET "
-                "service = excluded.service, address = excluded.address, zone = excluded.zone, "
-                "weight = excluded.weight, labels = excluded.labels, draining = excluded.draining, "
-                "absent = excluded.absent",
+                "INSERT INTO instances VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (service, id) DO UPDATE SET "
+                "address = excluded.address, zone = excluded.zone, weight = excluded.weight, "
+                "labels = excluded.labels, draining = excluded.draining, absent = excluded.absent",
                 map(_columns, instances),
             )
-            tables.executemany("DELETE FROM instances WHERE id = ?", ((instance,) for instance in gone))
+            tables.executemany("DELETE FROM instances WHERE service = ? AND id = ?", gone)
 
     def instances(self) -> list[Instance]:
         """Every registered instance, in the order of first registration."""
-        sql = "SELECT id, service, address, zone, weight, labels, draining, absent FROM instances ORDER BY rowid"
+        sql = "SELECT service, id, address, zone, weight, labels, draining, absent FROM instances ORDER BY rowid"
         return [_instance(*row) for row in self._database.rows(sql)]
 
     # ---- policies
@@ -247,10 +241,9 @@ class Store:
             values = (token_id, secret_sha256, service, uses, 0, expires, False)
             tables.execute("INSERT INTO tokens VALUES (?, ?, ?, ?, ?, ?, ?)", values)
 
-    def redeem(self, token_id: str, secret_sha256: str, key_sha256: str, now: float) -> str:
-        """Use a token once, for this key; asked again for the same key it is the same use. Returns its service.
-
-        TokenRefused.
+    def redeem(self, token_id: str, secret_sha256: str, key_sha256: str, enrolment: int, now: float) -> tuple[str, int]:
+        """Use a token once, for this key; asked again for the same key it is the same use. Returns its service, and
+        the enrolment of this use: `enrolment` if it is the first time. TokenRefused.
         """
         with self._database.transaction() as tables:
             sql = "SELECT secret_sha256, service, uses, used, expires, removed FROM tokens WHERE id = ?"
@@ -260,13 +253,14 @@ class Store:
             _, service, uses, used, expires, removed = found
             if removed or now >= expires:
                 raise TokenRefused("revoked" if removed else "expired")
-            redemption = (token_id, key_sha256)
-            if not tables.execute("INSERT INTO redemptions VALUES (?, ?) ON CONFLICT DO NOTHING", redemption).rowcount:
-                return str(service)
+            sql = "SELECT enrolment FROM redemptions WHERE token = ? AND key_sha256 = ?"
+            if (again := tables.execute(sql, (token_id, key_sha256)).fetchone()) is not None:
+                return str(service), int(again[0])
             if used >= uses:
                 raise TokenRefused("used")
+            tables.execute("INSERT INTO redemptions VALUES (?, ?, ?)", (token_id, key_sha256, enrolment))
             tables.execute("UPDATE tokens SET used = used + 1 WHERE id = ?", (token_id,))
-            return str(service)
+            return str(service), enrolment
 
     def tokens(self, now: float) -> list[Token]:
         """Those that have not expired and were not removed, the first to expire first."""
@@ -294,69 +288,71 @@ class Store:
             return token_id, secret_sha256
         return None
 
-    # ---- certificates
+    # ---- enrolments
 
-    def add_certificate(self, certificate: Certificate, now: float) -> None:
-        """Remember a leaf; it is not to be handed out before. It is kept as long as one that it comes from.
+    def add_leaf(
+        self, enrolment: int, service: str, not_after: float, now: float, *, token: str = "", instance: str = ""
+    ) -> None:
+        """Remember that a leaf of this enrolment lives until `not_after`; it is not to be handed out before.
 
-        CertificateRevoked when its parent was revoked, or its key; StoreFull.
+        `token`: the id of the one that was used, `instance`: who used it; '' where that is not known.
+        CertificateRevoked when the enrolment was revoked; StoreFull when it is one too many.
         """
-        serial, service, instance, parent, key_sha256, not_after = certificate
-        row = (_hex(serial), service, instance, None if parent is None else _hex(parent), key_sha256, not_after)
-        if full := self._full(service):
+        sql = "SELECT revoked_at FROM enrolments WHERE enrolment = ?"
+        known = self._database.rows(sql, enrolment)
+        if not known and self._full(service):
             self.forget(now)
             if full := self._full(service):
-                raise StoreFull(f"{full} certificates have not expired; one more can be had when some have")
+                raise StoreFull(f"{full} enrolments have leaves; one more can be had when some have ended")
         with self._database.transaction() as tables:
-            sql = "SELECT 1 FROM certificates WHERE revoked_at IS NOT NULL AND (serial = ? OR key_sha256 = ?)"
-            if tables.execute(sql, (row[3], key_sha256)).fetchone():
-                raise CertificateRevoked("this certificate, or this key, was revoked: enrol with a new token and key")
-            (kept,) = tables.execute("SELECT max(kept_until) FROM certificates WHERE serial = ?", row[3:4]).fetchone()
-            values = (*row, max(not_after, kept or -math.inf), None)
-            tables.execute("INSERT INTO certificates VALUES (?, ?, ?, ?, ?, ?, ?, ?)", values)
-        self._certificates[service] += 1
+            known = tables.execute(sql, (enrolment,)).fetchone()
+            if known is not None and known[0] is not None:
+                raise CertificateRevoked("this certificate was revoked: enrol with a new token and a new key")
+            tables.execute(
+                "INSERT INTO enrolments VALUES (?, ?, ?, ?, ?, NULL) ON CONFLICT (enrolment) DO UPDATE SET "
+                "ends = max(ends, excluded.ends)",
+                (enrolment, service, token, instance, not_after),
+            )
+        self._enrolments[service] += known is None
 
     def _full(self, service: str) -> str:
         """Which bound leaves no room for one more; '' where there is room."""
-        if self._certificates[service] >= SERVICE_CERTIFICATES_MAX:
-            return f"{SERVICE_CERTIFICATES_MAX} of {service}'s"
-        return str(CERTIFICATES_MAX) if self._certificates.total() >= CERTIFICATES_MAX else ""
+        if self._enrolments[service] >= SERVICE_ENROLMENTS_MAX:
+            return f"{SERVICE_ENROLMENTS_MAX} of {service}'s"
+        return str(ENROLMENTS_MAX) if self._enrolments.total() >= ENROLMENTS_MAX else ""
 
-    def revoke(self, serial: int, at: float) -> list[int]:
-        """Revoke a leaf, known or not, and everything that was renewed from it. All of these serials; StoreFull."""
+    def revoke(self, enrolment: int, at: float, leaf_life_s: float, *, unknown: bool = False) -> bool:
+        """Revoke an enrolment for as long as one of its leaves may live, which is `leaf_life_s` for what the store
+        may have forgotten. False where it is not known: then only `unknown` makes it so.
+        """
         with self._database.transaction() as tables:
-            sql = "INSERT INTO certificates VALUES (?, '', '', NULL, '', ?2, ?2, NULL) ON CONFLICT DO NOTHING"
-            tables.execute(sql, (_hex(serial), at + UNKNOWN_LIFE_S))
-            serials = [found for (found,) in tables.execute(_RENEWED_FROM, (_hex(serial),))]
-            tables.executemany(
-                # kept until no token lives that its key might have redeemed, so that it cannot redeem it again
-                "UPDATE certificates SET revoked_at = ?1, kept_until = max(kept_until, ?1 + ?2) WHERE serial = ?3",
-                ((at, TOKEN_LIFE_S_MAX, found) for found in serials),
+            sql = (
+                "UPDATE enrolments SET revoked_at = ifnull(revoked_at, ?1), ends = max(ends, ?1 + ?2) "
+                "WHERE enrolment = ?3"
             )
-            (count,) = tables.execute(
-                "SELECT count(*) FROM certificates WHERE revoked_at IS NOT NULL AND not_after > ?", (at,)
-            ).fetchone()
-            if count > REVOKED_MAX:
-                raise StoreFull(f"more than {REVOKED_MAX} certificates are revoked: meshlib ca rotate --root, twice")
-        return [int(found, 16) for found in serials]
+            found = tables.execute(sql, (at, leaf_life_s, enrolment)).rowcount > 0
+            if unknown and not found:
+                values = (enrolment, at + UNKNOWN_LIFE_S, at)
+                tables.execute("INSERT INTO enrolments VALUES (?, '', '', '', ?, ?)", values)
+                self._enrolments[""] += 1
+        return found or unknown
 
-    def is_revoked(self, serial: int) -> bool:
-        """Was this leaf revoked?"""
-        sql = "SELECT 1 FROM certificates WHERE serial = ? AND revoked_at IS NOT NULL"
-        return bool(self._database.rows(sql, _hex(serial)))
-
-    def revoked(self, now: float) -> list[int]:
-        """Serials of revoked leaves that have not expired, sorted."""
-        sql = "SELECT serial FROM certificates WHERE revoked_at IS NOT NULL AND not_after > ?"
-        return sorted(int(serial, 16) for (serial,) in self._database.rows(sql, now))
+    def revoked(self, now: float) -> Revoked:
+        """Revoked enrolments that have leaves which have not ended."""
+        sql = "SELECT enrolment FROM enrolments WHERE revoked_at IS NOT NULL AND ends > ? ORDER BY revoked_at DESC"
+        found = [int(enrolment) for (enrolment,) in self._database.rows(sql, now)]
+        return Revoked(sorted(found[:REVOKED_MAX]), len(found))
 
     def forget(self, now: float) -> None:
-        """Drop what has expired: tokens, an hour later, and certificates. To be called now and then."""
+        """Drop what has expired: tokens, an hour later, and enrolments; one that is revoked not before the token that
+        its key could redeem again. To be called now and then.
+        """
         with self._database.transaction() as tables:
             tables.execute("DELETE FROM tokens WHERE expires <= ?", (now - TOKEN_KEPT_S,))
-            tables.execute("DELETE FROM certificates WHERE kept_until <= ?", (now,))
+            redeemable = "revoked_at IS NOT NULL AND enrolment IN (SELECT enrolment FROM redemptions)"
+            tables.execute(f"DELETE FROM enrolments WHERE ends <= ? AND NOT ({redeemable})", (now,))  # noqa: S608 - ours
             left = _by_service(tables)
-        self._certificates = left
+        self._enrolments = left
 
 
 def _keep_rows(tables: sqlite3.Connection, rows: Iterable[Row]) -> None:
@@ -371,24 +367,20 @@ def _keep_rows(tables: sqlite3.Connection, rows: Iterable[Row]) -> None:
 
 def _columns(instance: Instance) -> tuple[Any, ...]:
     labels = json.dumps(dict(instance.labels), sort_keys=True)
-    facts = (instance.id, instance.service, instance.address, instance.zone, instance.weight)
+    facts = (instance.service, instance.id, instance.address, instance.zone, instance.weight)
     return (*facts, labels, instance.draining, instance.absent)
 
 
 def _instance(
-    instance_id: str, service: str, address: str, zone: str, weight: int, labels: str, draining: int, absent: int
+    service: str, instance_id: str, address: str, zone: str, weight: int, labels: str, draining: int, absent: int
 ) -> Instance:
     return Instance(instance_id, service, address, zone, weight, json.loads(labels), bool(draining), bool(absent))
 
 
 def _by_service(tables: sqlite3.Connection) -> Counter[str]:
-    """How many certificates are kept, by service."""
-    return Counter(dict(tables.execute("SELECT service, count(*) FROM certificates GROUP BY service").fetchall()))
+    """How many enrolments are kept, by service."""
+    return Counter(dict(tables.execute("SELECT service, count(*) FROM enrolments GROUP BY service").fetchall()))
 
 
 def _count(tables: sqlite3.Connection, table: str) -> int:
     return int(tables.execute(f"SELECT count(*) FROM {table}").fetchone()[0])  # noqa: S608 - a name of ours
-
-
-def _hex(serial: int) -> str:
-    return f"{serial:x}"

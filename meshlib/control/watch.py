@@ -65,12 +65,18 @@ class PolicyWatch:
 
     def __init__(self, path: Path, tell: Callable[[Read | ConfigError], None], every_s: float = TICK_S) -> None:
         self._path, self._tell, self._every_s = path, tell, every_s
-        self._files = FileWatch([path])
+        self._files, self._good = FileWatch([path]), []  # type: FileWatch, list[Path]
         self._agent: Agent | None = None
 
-    def follow(self, config: MeshConfig) -> None:
-        """Look at the files that this one was made of, too. What changed meanwhile is still told."""
-        self._files.follow(dict.fromkeys([self._path, *config.files]))
+    def follow(self, read: Read | ConfigError) -> None:
+        """Look at the files that this one is made of, too; where it is broken, at those of the last good one as well.
+        What changed meanwhile is still told.
+        """
+        if isinstance(read, ConfigError):
+            also = [*self._good, *read.files]
+        else:
+            also = self._good = list(read.config.files)
+        self._files.follow(dict.fromkeys([self._path, *also]))
 
     def start(self) -> None:
         """Begin to look."""
@@ -85,10 +91,10 @@ class PolicyWatch:
         """One look."""
         if not self._files.changed():
             return
+        read: Read | ConfigError
         try:
             read = read_policy(self._path)
         except ConfigError as error:
-            self._tell(error)
-        else:
-            self.follow(read.config)
-            self._tell(read)
+            read = error
+        self.follow(read)
+        self._tell(read)

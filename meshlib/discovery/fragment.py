@@ -1,6 +1,6 @@
 """A fragment: one resource of the policy in one version, signed. What a reply of the config service consists of. Pure.
 
-    trust                 roots, revoked serials, the generation of leaves
+    trust                 roots, revoked enrolments, the generation of leaves
     defaults              `defaults` of mesh.yaml
     service/<name>        a service's own part of mesh.yaml, and the services that its routes name; null: there is none
     endpoints/<name>      who has registered as it; null: there is no such service
@@ -65,7 +65,7 @@ class Fragment:
 
 @dataclass(frozen=True, slots=True)
 class Trust:
-    """`bundle_pem`: the roots to believe. `revoked`: serials of leaves not to. A new `generation` asks for a new leaf,
+    """`bundle_pem`: the roots to believe. `revoked`: enrolments not to. A new `generation` asks for a new leaf,
     at a random moment within `spread_s` seconds.
     """
 
@@ -172,14 +172,14 @@ def _trust(content: Any) -> Trust:
     data = _object(content, "content")
     revoked = _field(data, "revoked", list)
     try:
-        serials = frozenset(int(_string(serial, "a serial", 64), 16) for serial in revoked)
+        enrolments = frozenset(int(_string(one, "an enrolment", 64), 16) for one in revoked)
     except ValueError as error:
-        raise FragmentError(f"a revoked serial is no hexadecimal number: {error}") from None
+        raise FragmentError(f"a revoked enrolment is no hexadecimal number: {error}") from None
     return Trust(
         _text(data, "bundle", 1 << 20),
         _field(data, "generation", int),
         min(max(_number(data, "spread_s"), 0.0), 86_400.0),
-        serials,
+        enrolments,
     )
 
 

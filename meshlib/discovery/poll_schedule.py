@@ -69,6 +69,10 @@ class PollSchedule:
         self._not_before = now + delay_s
         return delay_s
 
+    def postponed(self, now: float, rng: Rng) -> None:
+        """It was not made, because our own breaker let nobody through: no failure, and not for long."""
+        self._not_before = now + rng.random() * RECONNECT_S
+
     def ceiling_s(self, failures: int) -> float:
         """The longest wait after so many failures in a row."""
         cap_s = max(self.reconnect_s, min(CAP_S, CAP_FACTOR * self.reconnect_s))

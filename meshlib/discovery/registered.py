@@ -16,8 +16,8 @@ from ..endpoint import Endpoint
 GUARDED_FROM = 4
 """A service with so many endpoints or more may not lose more than `SHARE_MAX` of them on one report."""
 SHARE_MAX = 0.5
-EPOCH_GRACE_S = 30.0
-"""How long endpoints that a new store does not know yet are kept: twice the lease (F04), in seconds."""
+EPOCH_GRACE_S = 75.0
+"""How long endpoints that a new store does not know yet are kept: reconnects are spread over a minute (F04, F29)."""
 FOREVER = float("inf")
 
 
@@ -60,7 +60,10 @@ class Registered:
         """What may be called at `now`: the reported ones, then those that are kept for a while."""
         if not self._kept:
             return self._current
-        self._kept = {address: kept for address, kept in self._kept.items() if kept[1] > now}
+        left = {address: kept for address, kept in self._kept.items() if kept[1] > now}
+        if not left and not self._current:  # stale beats empty
+            left = {address: (replace(endpoint, absent=True), FOREVER) for address, (endpoint, _) in self._kept.items()}
+        self._kept = left
         return (*self._current, *(endpoint for endpoint, _ in self._kept.values()))
 
     def next_at(self) -> float:

@@ -50,9 +50,11 @@ class Registration:
             return ""
         return self._state.removeprefix("to ")
 
-    def told(self, what: str) -> None:
-        """It was told, and taken."""
-        if self._state == f"to {what}":
+    def told(self, what: str, document: Mapping[str, Any]) -> None:
+        """`document` was told, and taken; where it is another by now, that is to be told."""
+        if self._state == f"to {what}" and document["instance"] == self.document.get("instance"):
+            if what == "register" and document != self.document:
+                return
             self._state, self._failures = {"register": "registered", "drain": "drained"}[what], 0
 
     def failed(self, now: float, rng: Rng) -> None:
@@ -73,4 +75,5 @@ class Registration:
 
     def leaves_word(self, now: float) -> bool:
         """Is there anything to take back at the end, and anybody who listens?"""
-        return self._state != "idle" and not (self._state == "to drain" and now - self._drains_since > UNHEARD_S)
+        unheard = self._state == "to drain" and self._failures > 0 and now - self._drains_since > UNHEARD_S
+        return self._state != "idle" and not unheard

@@ -27,6 +27,8 @@ C = TypeVar("C")
 
 WANTED_MAX = 4096
 """Services that one process follows; a name beyond is not followed, and a call to it fails as unknown."""
+WANTED_BYTES_MAX = 840_000
+"""What the names that are followed may take of a poll, whose body may have 1 MiB; a name beyond is not followed."""
 EPOCHS_MAX = 16
 """Epochs that were left and are remembered, so that they are not taken for new ones."""
 REJECTED_TOLD_MAX = 256
@@ -34,6 +36,11 @@ REJECTED_TOLD_MAX = 256
 WHY_MAX = 500
 """Characters of the reason for a rejection, as it is reported to the config service."""
 
+KNOWN = "it is known already"
+SUSPECTED = "it takes away so much that it must be said twice"
+"""Why a fragment is ignored, in the two cases that are nothing to complain of."""
+
+_BYTES_OF_A_NAME = 160
 _SERVICE = "service/"
 _ENDPOINTS = "endpoints/"
 
@@ -47,6 +54,7 @@ class Subscription:
     def __init__(self, mesh: str, own: str) -> None:
         self.mesh, self.own = mesh, own
         self.wanted: dict[str, None] = {}
+        self._size = 0
         self.reports = 0
         self.epoch = ""
         self.rejected: dict[str, tuple[Version, str]] = {}
@@ -65,8 +73,11 @@ class Subscription:
         """Follow these too (canonical names). True: something is new."""
         before = len(self.wanted)
         for service in services:
-            if len(self.wanted) < WANTED_MAX:
-                self.wanted.setdefault(service)
+            size = 3 * len(service) + _BYTES_OF_A_NAME  # in `want`, and twice in `have`
+            if service in self.wanted or len(self.wanted) >= WANTED_MAX or self._size + size > WANTED_BYTES_MAX:
+                continue
+            self.wanted[service] = None
+            self._size += size
         return len(self.wanted) > before
 
     def request(self) -> dict[str, Any]:
@@ -89,13 +100,13 @@ class Subscription:
             return f"it is of the mesh {fragment.mesh!r}, not of {self.mesh!r}"
         known = self._arrived.get(resource)
         if known is not None and known.version == version:
-            return "it is known already"
+            return KNOWN
         if version[0] in self._left:
             return f"it is of epoch {version[0]}, which was left"
         if known is not None and known.version[0] == version[0] and version[1] < known.version[1]:
             return f"it is version {version[1]}, older than {known.version[1]}"
         if not self._believed(fragment, known):
-            return "it takes away so much that it must be said twice"
+            return SUSPECTED
         if self.reports > 0:  # what a disk has kept may be of several epochs, and says nothing about the present one
             self._enter(version[0])
         self._arrived[resource] = fragment
@@ -120,7 +131,9 @@ class Subscription:
     def settle(self, compose: Callable[[Mapping[str, Any], Mapping[str, Mapping[str, Any]]], C]) -> C | None:
         """What is to be in force now, made by `compose(defaults, services)`, which raises ConfigError; None: no change.
 
-        What does not compose is rejected, and tried again when anything else has arrived.
+        What does not compose is rejected, and tried again when anything else has arrived. `defaults` and services of
+        one edit were written for each other: `defaults` are held back while a service that is in force is rejected, and
+        services that are in force while the `defaults` of their edit are. Nothing is in force before our own service.
         """
         fresh = self._fresh()
         tried = frozenset((resource, fragment.version) for resource, fragment in fresh.items())
@@ -133,15 +146,25 @@ class Subscription:
             except ConfigError as error:
                 blamed = _blamed(error, fresh)
                 if not blamed:
-                    made = self._one_by_one(fresh, compose) or made
+                    made = self._one_by_one(fresh, compose)
                     break
                 for resource in blamed:
                     self._reject(fresh.pop(resource), error)
+                self._hold_back(fresh)
             else:
-                self._force(fresh)
+                made = self._force(fresh, made)
                 break
         self._tried = frozenset((resource, fragment.version) for resource, fragment in self._fresh().items())
         return made
+
+    def _hold_back(self, fresh: dict[str, Fragment]) -> None:
+        """Take out what must not go in beside what has been rejected."""
+        if DEFAULTS in fresh and any(_key(name) in self._in_force for name in self.rejected if name != DEFAULTS):
+            self.rejected[DEFAULTS] = (fresh.pop(DEFAULTS).version, "held back: a service that is in force is rejected")
+        if DEFAULTS in self.rejected and DEFAULTS in self._in_force:
+            version = self.rejected[DEFAULTS][0]
+            for resource in [r for r, f in fresh.items() if f.version == version and _key(r) in self._in_force]:
+                self.rejected[resource] = (fresh.pop(resource).version, "held back: its `defaults` are not in force")
 
     def knows(self, service: str) -> bool:
         """Is it known whether this service exists, and what it needs to be called?"""
@@ -153,8 +176,8 @@ class Subscription:
         return fragment is not None and fragment.content is not None
 
     def known(self) -> frozenset[str]:
-        """Every service of which `knows` is true."""
-        return frozenset(self._in_force)
+        """Every service that may be called, or of which it is known that there is none."""
+        return frozenset(name for name, fragment in self._in_force.items() if not self._is_for_serving(fragment))
 
     def endpoints(self, now: float) -> dict[str, tuple[Endpoint, ...]]:
         """Canonical service → who has registered as it."""
@@ -221,6 +244,9 @@ class Subscription:
             self._served = fragment, replace(fragment, content=ServiceContent(policy, ()))
         return self._served[1]
 
+    def _is_for_serving(self, fragment: Fragment) -> bool:
+        return self._served is not None and self._served[1] is fragment
+
     def _serves_only(self, name: str) -> bool:
         """Its own service, which it does not call. It does not follow its siblings: n replicas would cost n²."""
         return name == self.own and name not in self.wanted
@@ -248,26 +274,39 @@ class Subscription:
         return compose(defaults, services)
 
     def _one_by_one(self, fresh: dict[str, Fragment], compose: Callable[..., C]) -> C | None:
-        """What each does alone; who needs another waits for the next round. What is left over is rejected."""
+        """What each does alone, `defaults` last; who needs another waits for the next round. The rest is rejected."""
         made, errors, progress = None, {}, True
+        defaults = fresh.pop(DEFAULTS, None)
         while progress and fresh:
             progress = False
             for resource, fragment in list(fresh.items()):
                 try:
-                    made = self._composed({resource: fragment}, compose)
+                    alone = self._composed({resource: fragment}, compose)
                 except ConfigError as error:
                     errors[resource] = error
                 else:
-                    self._force({resource: fresh.pop(resource)})
+                    made = self._force({resource: fresh.pop(resource)}, alone) or made
                     progress = True
         for resource, fragment in fresh.items():
             self._reject(fragment, errors[resource])
+        last = {} if defaults is None else {DEFAULTS: defaults}
+        self._hold_back(last)
+        for fragment in last.values():
+            try:
+                made = self._force(last, self._composed(last, compose)) or made
+            except ConfigError as error:
+                self._reject(fragment, error)
         return made
 
-    def _force(self, fresh: Mapping[str, Fragment]) -> None:
+    def _force(self, fresh: Mapping[str, Fragment], made: C) -> C | None:
+        """These are in force by what was made of them, unless our own service is not: then nothing is."""
+        own = service_resource(self.own)
+        if self.own not in self._in_force and own not in fresh and own in self.rejected:
+            return None
         for resource, fragment in fresh.items():
             self._in_force[_key(resource)] = fragment
             self.rejected.pop(resource, None)
+        return made
 
     def _reject(self, fragment: Fragment, error: ConfigError) -> None:
         own = [problem for problem in error.problems if _is_at(problem.path, fragment.resource)]

@@ -10,6 +10,7 @@ Source: SPIFFE X509-SVID §3, §4; RFC 5280; the backdating is SPIRE's practice,
 from __future__ import annotations
 
 import datetime as dt
+import secrets
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -18,7 +19,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from .spiffe import SpiffeId, dns_name
-from .svid import Svid
+from .svid import ENROLMENT_BITS, SERIAL_BITS, Svid
 
 LEAF_LIFE_S = 24 * 3600.0
 """Life of a leaf: 24 h (SPIRE's and Linkerd's order of magnitude)."""
@@ -30,6 +31,11 @@ BACKDATE_S = 60.0
 """A certificate is valid this long before it was issued, so that a peer whose clock is behind accepts it at once."""
 
 _NAME_MAX = 64  # ub-common-name, RFC 5280 appendix A
+
+
+def new_enrolment() -> int:
+    """An enrolment that nobody has, by chance: 1 to 2^63 - 1."""
+    return 1 + secrets.randbelow((1 << ENROLMENT_BITS) - 1)
 
 
 class CertificateAuthority:
@@ -67,22 +73,33 @@ class CertificateAuthority:
             raise ValueError("the private key does not belong to the CA certificate")
         return cls(certificate, key, SpiffeId.parse(uri).trust_domain)
 
-    def issue(self, spiffe_id: SpiffeId, *, now: float, life_s: float = LEAF_LIFE_S) -> Svid:
+    def issue(
+        self, spiffe_id: SpiffeId, *, now: float, life_s: float = LEAF_LIFE_S, enrolment: int | None = None
+    ) -> Svid:
         """A new key and leaf for `spiffe_id`; all else as `sign`."""
         key = ec.generate_private_key(ec.SECP256R1())
-        return Svid.load(self.sign(key.public_key(), spiffe_id, now=now, life_s=life_s), _key_pem(key))
+        leaf_pem = self.sign(key.public_key(), spiffe_id, now=now, life_s=life_s, enrolment=enrolment)
+        return Svid.load(leaf_pem, _key_pem(key))
 
     def sign(
-        self, public_key: ec.EllipticCurvePublicKey, spiffe_id: SpiffeId, *, now: float, life_s: float = LEAF_LIFE_S
+        self,
+        public_key: ec.EllipticCurvePublicKey,
+        spiffe_id: SpiffeId,
+        *,
+        now: float,
+        life_s: float = LEAF_LIFE_S,
+        enrolment: int | None = None,
     ) -> bytes:
         """A leaf (PEM) that says `public_key` is `spiffe_id`, for `life_s` seconds but never beyond the root's end.
 
-        ValueError when the id is of another trust domain or names no service.
+        `enrolment`: what its serial begins with; None draws one. ValueError when the id is of another trust domain or
+        names no service.
         """
         if spiffe_id.trust_domain != self.trust_domain:
             raise ValueError(f"the CA of trust domain {self.trust_domain} does not issue {spiffe_id}")
         ends = min(now + life_s, self.not_after)
-        builder = _certificate(public_key, x509.random_serial_number(), now, ends, self._key.public_key())
+        serial = (enrolment or new_enrolment()) << SERIAL_BITS | secrets.randbits(SERIAL_BITS)
+        builder = _certificate(public_key, serial, now, ends, self._key.public_key())
         builder = builder.subject_name(_name("workload")).issuer_name(self._certificate.subject)
         builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         builder = builder.add_extension(_usage("digital_signature"), critical=True)

@@ -10,8 +10,8 @@ root is never held up by a service that does not answer. The files are renewed p
 leaf is of another root than the last: what is kept must be believed by whoever is met after a restart. When our leaf
 and the files have ended, a process enrols again, if it has a token.
 
-Our own leaf revoked: nothing is tried. An enrolment whose answer was lost is asked for again with the same key, which
-the service counts as the same use of the token; the key is in memory, so try again with the same object.
+Our own enrolment revoked: nothing is tried. An enrolment whose answer was lost is asked for again with the same key,
+which the service counts as the same use of the token; the key is in memory, so try again with the same object.
 
 Source: SPIRE's agent (the SVID is kept on disk, and renewed by showing the last one).
 """
@@ -34,7 +34,7 @@ from .enrolment import Enrolment
 from .join_token import JoinToken
 from .renewal import RENEW_AT, RENEW_JITTER, Schedule, renewal_s
 from .spiffe import SpiffeId
-from .svid import PeerIdentityError, Svid, TrustBundle, issuing_root, verify_svid
+from .svid import PeerIdentityError, Svid, TrustBundle, enrolment_of, issuing_root, verify_svid
 
 logger = logging.getLogger("meshlib.identity")
 
@@ -221,7 +221,7 @@ class ControlSource:
             raise
 
     def _renew_leaf(self, svid: Svid, bundle: TrustBundle) -> None:
-        if svid.serial in bundle.revoked:
+        if enrolment_of(svid.serial) in bundle.revoked:
             raise ValueError(
                 f"certificate {svid.serial:x} of this process, {svid.id}, has been revoked: it is not renewed; remove "
                 f"{self._enrolment.folder} and enrol again with a new token (meshlib token create)"

@@ -60,7 +60,7 @@ class Enrolment:
         return svid, bundle
 
     def save(self, svid: Svid, bundle: TrustBundle) -> None:
-        """Keep both; only under `locked`. Which serials are revoked, is not kept here."""
+        """Keep both; only under `locked`. Which enrolments are revoked, is not kept here."""
         self.save_bundle(bundle)
         private_folder.replace(self._svid, svid.private_key_pem.rstrip() + b"\n" + svid.certificate_pem)
 

@@ -72,22 +72,27 @@ def replace(path: Path, content: bytes) -> None:
         file.flush()
         os.fsync(fd)
     fresh.rename(path)
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(folder)  # else the power cut may take the rename back
+    finally:
+        os.close(folder)
 
 
 @contextmanager
-def locked(folder: Path, wait_s: float = LOCK_WAIT_S) -> Iterator[None]:
-    """Hold `folder`; it and its parent are made private if they are new.
+def locked(folder: Path, wait_s: float = LOCK_WAIT_S, name: str = "lock") -> Iterator[None]:
+    """Hold `folder`, or what of it the lock `name` stands for; it and its parent are made private if they are new.
 
     TimeoutError when a sibling, a thread or another process, holds it for longer than `wait_s` seconds.
     """
     make_private(folder.parent)
     make_private(folder)
-    fd = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    fd = os.open(folder / name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         deadline = time.monotonic() + wait_s
         while not _try_lock(fd):
             if time.monotonic() > deadline:
-                raise TimeoutError(f"{folder / 'lock'} has been held by another process for {wait_s:.0f} s")
+                raise TimeoutError(f"{folder / name} has been held by another process for {wait_s:.0f} s")
             time.sleep(_LOCK_POLL_S)
         yield
     finally:

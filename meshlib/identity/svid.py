@@ -2,9 +2,12 @@
 
 A leaf is somebody's identity only if: it has exactly one URI SAN, a SPIFFE id with a path; it is no CA; its key usage
 has digitalSignature and neither keyCertSign nor cRLSign; an extended key usage, where there is one, names both server
-and client; the roots of *its own* trust domain vouch for it; its serial is not among those that were revoked. On a
+and client; the roots of *its own* trust domain vouch for it; its enrolment is not among those that were revoked. On a
 live connection OpenSSL checks chain and time during the handshake and `verify_leaf` checks the rest; `verify_svid`
 checks all of it at rest, before an SVID is put to use.
+
+A serial is an enrolment and a number: `enrolment << 96 | random`. All leaves that came from one use of a join token, by
+however many renewals, have the enrolment in common, so one entry of a list revokes them all, those to come included.
 
 Source: SPIFFE X509-SVID §2, §4, §5; RFC 5280 §4.2.
 """
@@ -30,6 +33,18 @@ ROOTS_MAX = 16
 
 CHAIN_MAX = 8
 """Certificates of one SVID, the leaf included."""
+
+
+ENROLMENT_BITS = 63
+"""Bits of an enrolment, which is never 0."""
+
+SERIAL_BITS = 96
+"""Random bits of a serial, below its enrolment: 159 in all, the most that 20 octets with a sign hold (RFC 5280)."""
+
+
+def enrolment_of(serial: int) -> int:
+    """The enrolment that a leaf with this serial belongs to."""
+    return serial >> SERIAL_BITS
 
 
 class PeerIdentityError(ssl.SSLCertVerificationError):
@@ -88,7 +103,7 @@ class Svid:
 class TrustBundle:
     """The 1 to 16 root certificates that speak for `trust_domain`, in PEM. ValueError where one is no CA.
 
-    `revoked`: the serials of leaves that are refused although a root vouches for them.
+    `revoked`: enrolments whose leaves are refused although a root vouches for them.
     """
 
     trust_domain: str
@@ -106,6 +121,14 @@ class TrustBundle:
     def roots(self) -> list[x509.Certificate]:
         """The certificates, in the order of the PEM."""
         return _certificates(self.pem, f"the trust bundle of {self.trust_domain}", ROOTS_MAX)
+
+    def key_identifiers(self) -> frozenset[bytes]:
+        """Of the keys of its roots: what a leaf names as the key that signed it. ValueError for a root without one."""
+        kind = x509.SubjectKeyIdentifier
+        try:
+            return frozenset(root.extensions.get_extension_for_class(kind).value.digest for root in self.roots())
+        except x509.ExtensionNotFound as error:
+            raise ValueError(f"a root of trust domain {self.trust_domain} has no key identifier") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +180,7 @@ def verify_leaf(der: bytes, trust_domain: str, revoked: frozenset[int] = frozens
     """The id that a leaf proves, whose chain and time are already verified against the roots of `trust_domain`.
 
     PeerIdentityError, with `.expected` and `.actual`, when a leaf rule is broken, it is of another trust domain, or its
-    serial is one of `revoked`.
+    enrolment is one of `revoked`.
     """
     expected = f"spiffe://{trust_domain}/*"
     try:
@@ -168,7 +191,7 @@ def verify_leaf(der: bytes, trust_domain: str, revoked: frozenset[int] = frozens
     if actual.trust_domain != trust_domain:
         message = f"the peer is {actual}, which is not of trust domain {trust_domain}"
         raise PeerIdentityError(message, expected=expected, actual=str(actual))
-    if leaf.serial_number in revoked:
+    if enrolment_of(leaf.serial_number) in revoked:
         raise PeerIdentityError(_revoked(leaf, actual), expected=expected, actual=str(actual))
     return actual
 
@@ -177,7 +200,7 @@ def verify_svid(chain: Sequence[bytes], bundles: Mapping[str, TrustBundle], now:
     """The id that `chain` (DER, leaf first) proves at unix time `now`, by the bundle of its own trust domain alone.
 
     PeerIdentityError when a leaf rule is broken, there is no such bundle, no path leads to one of its roots, or the
-    bundle says that the leaf is revoked.
+    bundle says that its enrolment is revoked.
     """
     expected = (
         " or ".join(f"spiffe://{trust_domain}/*" for trust_domain in bundles) or "nobody: there is no trust bundle"
@@ -192,7 +215,7 @@ def verify_svid(chain: Sequence[bytes], bundles: Mapping[str, TrustBundle], now:
         at = dt.datetime.fromtimestamp(now, dt.UTC)
         policy = PolicyBuilder().store(Store(bundles[claimed.trust_domain].roots())).time(at)
         policy.build_client_verifier().verify(leaf, intermediates)
-        if leaf.serial_number in bundles[claimed.trust_domain].revoked:
+        if enrolment_of(leaf.serial_number) in bundles[claimed.trust_domain].revoked:
             raise ValueError(_revoked(leaf, claimed))
     except (ValueError, VerificationError) as error:
         raise PeerIdentityError(f"the certificate is no identity: {error}", expected=expected) from error

@@ -150,7 +150,7 @@ class IdentityContext(ssl.SSLContext):
     ) -> None:
         """From now on accept ids of `trust_domain` that match; `expected` says in words, or as an id, who that is.
 
-        Not by a leaf whose serial is one of `revoked`. `anonymous`: and accept a peer that shows no certificate.
+        Not by a leaf whose enrolment is one of `revoked`. `anonymous`: and accept a peer that shows no certificate.
         """
         self.trust_domain, self._matches, self.expected = trust_domain, matches, expected
         self.revoked, self.anonymous = revoked, anonymous

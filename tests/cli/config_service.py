@@ -83,17 +83,17 @@ class ConfigService:
         """The operator's."""
         return JoinToken.parse(self.token_file.read_text())
 
-    def ask(self, method: str, path: str, document: dict[str, Any] | None = None) -> dict[str, Any]:
+    def ask(self, method: str, path: str, document: dict[str, Any] | None = None, **options: Any) -> dict[str, Any]:
         """As the operator, without the command line."""
         link = ControlLink([self.url], PinnedTls(self.token.root_sha256, CONTROL))
         try:
-            return link.ask(method, path, document, bearer=self.token.bearer)
+            return link.ask(method, path, document, bearer=self.token.bearer, **options)
         finally:
             link.close()
 
     def publish(self, document: str) -> None:
         """Another policy."""
-        self.ask("PUT", "/v1/policy", {"document": document})
+        self.ask("PUT", "/v1/policy", {"document": document}, headers={"If-Match": "*"})
 
     def enrol(self, service: str, instance: str) -> tuple[Svid, TrustBundle]:
         """A new process's certificate, by a join token."""

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 
-from meshlib.cli import meshlib
+from meshlib.cli import authority, meshlib
 from meshlib.control_link import ControlRefusal
 from meshlib.errors import MeshError
 from meshlib.identity.dev import DevSource, rotate_root
 
-from .config_service import ConfigService
+from .config_service import MESH, ConfigService
 
 
 def run(*arguments: str) -> Result:
@@ -134,14 +136,86 @@ def test_a_revoked_certificate_is_nobody(service: ConfigService) -> None:
         process.poll()
         serial = f"{process.svid.serial:x}"
         told = ca("revoke", f"0x{serial.upper()}")
-        assert (told.exit_code, told.stdout) == (0, f"certificate {serial} is revoked\n")
+        whole = f"enrolment {serial[:-24]} is revoked: every certificate whose serial begins with it\n"
+        assert (told.exit_code, told.stdout) == (0, f"certificate {serial} is revoked\n{whole}")
         with pytest.raises((ControlRefusal, MeshError)):
             process.poll()
-    assert json.loads(ca("show", "--json").stdout)["revoked"] == [serial]
-    assert f"certificate {serial} is revoked" in ca("show").stdout
+    assert json.loads(ca("show", "--json").stdout)["revoked"] == [serial[:-24]]
+    assert ca("show").stdout.endswith(whole)
 
 
-@pytest.mark.parametrize("serial", ["", "xyz", "-1", "f" * 61])
+@pytest.mark.parametrize("serial", ["", "xyz", "-1", "f" * 41, ":::", "0x", "0x:"])
 def test_what_is_no_serial_is_wrong_usage(serial: str) -> None:
     """Exit code 2, before anybody is asked."""
-    assert ca("revoke", "--", serial).exit_code == 2
+    told = ca("revoke", "--", serial)
+    assert (told.exit_code, "a serial is a hexadecimal number" in told.stderr) == (2, True)
+
+
+def test_a_serial_that_was_never_issued_is_said_to_be_none(service: ConfigService) -> None:
+    """Exit code 1, with the service's sentence; nothing is revoked."""
+    told = ca("revoke", "deadbeef")
+    assert (told.exit_code, told.stdout) == (1, "")
+    assert told.stderr.startswith("meshlib: the config service answers /v1/ca/revoke with 4")
+    assert "deadbeef" in told.stderr
+    assert json.loads(ca("show", "--json").stdout)["revoked"] == []
+
+
+def test_the_help_of_revoke_says_how_much_it_takes() -> None:
+    """Not the one certificate, but the enrolment."""
+    said = " ".join(ca("revoke", "--help").stdout.split())
+    assert "every process of that service on that host is out" in said
+
+
+class Asked:
+    """An operator, and what is said to it; `answers` to GET /v1/ca, the last for ever."""
+
+    def __init__(self, *rotating: bool) -> None:
+        self.rotating, self.sent = list(rotating), []  # type: list[bool], list[tuple[Any, ...]]
+
+    def ask(self, *sent: Any) -> dict[str, Any]:
+        """The next."""
+        self.sent.append(sent)
+        if sent[0] == "POST":
+            return {"generation": 2}
+        rotating = self.rotating.pop(0) if len(self.rotating) > 1 else self.rotating[0]
+        return {"generation": 2 if rotating else 3, "rotating": rotating}
+
+
+@pytest.fixture
+def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Asked:
+    """In the place of a config service."""
+    operator = Asked(True, True, False)
+    (tmp_path / "mesh.yaml").write_text(MESH)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(authority, "operator_of", lambda mesh, token_file: nullcontext(operator))
+    monkeypatch.setattr(authority, "LOOK_S_MAX", 0.001)
+    return operator
+
+
+def test_a_rotation_of_the_root_can_be_waited_for(asked: Asked) -> None:
+    """It looks until the new root signs, and says the generation of then."""
+    told = run("--root", "--wait")
+    assert (told.exit_code, told.stdout) == (0, "shop: generation 3, a new root and new leaves\n")
+    assert asked.sent == [("POST", "/v1/ca/rotate", {"root": True}), *[("GET", "/v1/ca")] * 3]
+
+
+def test_a_rotation_is_not_waited_for_for_ever(asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exit code 1, and what happens next."""
+    monkeypatch.setattr(authority, "SIGNS_WITHIN_S", 0.01)
+    asked.rotating = [True]
+    told = run("--root", "--wait")
+    assert (told.exit_code, told.stdout) == (1, "")
+    assert "the new root does not sign yet" in told.stderr
+
+
+def test_a_rotation_can_be_forced(asked: Asked) -> None:
+    """The service is told so, and only then."""
+    assert run("--root", "--force").exit_code == 0
+    assert asked.sent == [("POST", "/v1/ca/rotate", {"root": True, "force": True})]
+
+
+@pytest.mark.parametrize("option", ["--force", "--wait"])
+def test_what_is_about_a_root_needs_one(asked: Asked, option: str) -> None:
+    """Exit code 2, and nobody is asked."""
+    told = run(option)
+    assert (told.exit_code, "--root" in told.stderr, asked.sent) == (2, True, [])

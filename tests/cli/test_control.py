@@ -76,6 +76,15 @@ def test_it_says_why_it_does_not_start(tmp_path: Path, mesh: str | None, argumen
     assert said in result.stderr
 
 
+def test_a_bad_address_is_said_before_anything_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And before another config service's folder is waited for."""
+    monkeypatch.setattr("meshlib.control.store.Store.open", lambda path: pytest.fail("the store was opened"))
+    (tmp_path / "mesh.yaml").write_text(MESH)
+    told = run("--config", str(tmp_path / "mesh.yaml"), "--listen", "nonsense")
+    assert (told.exit_code, "--listen: " in told.stderr) == (2, True)
+    assert not (tmp_path / ".meshlib").exists()
+
+
 def test_a_log_level_that_is_none_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As `mesh.run` does."""
     monkeypatch.setenv("MESHLIB_LOG", "LOUD")

@@ -139,6 +139,25 @@ def test_wait_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not_waited.asked == 1
 
 
+@pytest.mark.parametrize(("given", "seconds"), [("30s", 30.0), ("1m30s", 90.0), ("30", 30.0), ("0.5", 0.5), ("0", 0.0)])
+def test_a_wait_has_a_unit_or_is_in_seconds(
+    given: str, seconds: float, service: ConfigService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A duration as everywhere, or a plain number."""
+    waits: list[float | None] = []
+    found = convergence._settled
+    monkeypatch.setattr(convergence, "_settled", lambda *asked: waits.append(asked[2]) or found(*asked))
+    assert run("status", "--wait", given).exit_code == 0
+    assert waits == [seconds]
+
+
+@pytest.mark.parametrize("given", ["", "soon", "-1", "1d", "nan", "1e9", "inf"])
+def test_what_is_no_wait_is_wrong_usage(given: str) -> None:
+    """Exit code 2, before anybody is asked."""
+    told = run("status", f"--wait={given}")
+    assert (told.exit_code, "is not a duration" in told.stderr) == (2, True)
+
+
 def test_who_was_told_a_moment_ago_gets_that_moment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without --wait, behind is looked at again before the answer is no."""
     monkeypatch.setattr(convergence, "LOOK_S_MAX", 0.001)

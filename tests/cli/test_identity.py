@@ -19,8 +19,8 @@ def test_it_works_while_the_config_service_is_away(service: ConfigService, monke
     lines = dict(line.split(maxsplit=1) for line in told.stdout.splitlines())
     assert list(lines) == ["id", "source", "serial", "valid", "root", "problem"]
     assert (lines["id"], lines["serial"]) == ("spiffe://shop.dev/ns/default/sa/orders", f"{svid.serial:x}")
-    assert re.fullmatch(r"[-0-9]{10} [:0-9]{8}Z to [-0-9]{10} [:0-9]{8}Z, 1d left", lines["valid"])
-    assert re.fullmatch(r"sha256 [0-9a-f]{64}, 365d left, issued the certificate", lines["root"])
+    assert re.fullmatch(r"[-0-9]{10} [:0-9]{8}Z to [-0-9]{10} [:0-9]{8}Z, 24h left", lines["valid"])
+    assert re.fullmatch(r"sha256 [0-9a-f]{64}, 8760h left, issued the certificate", lines["root"])
     assert service.token.root_sha256 in lines["root"]
     assert {re.search(r"\S ", f"{line[:9]} ").end() <= 10 and line[10] != " " for line in told.stdout.splitlines()} == {
         True

@@ -10,6 +10,7 @@ import pytest
 from meshlib.cli import operator
 from meshlib.control_link import ControlRefusal
 from meshlib.errors import IdentityError, MeshError, NoHealthyEndpoint, TransportError
+from meshlib.identity import private_folder
 from meshlib.identity.authority_file import AuthorityFile
 from meshlib.identity.join_token import JoinToken
 
@@ -58,6 +59,31 @@ def test_without_a_token_it_is_said_where_one_is(alone: Path) -> None:
     assert (told.exit_code, told.stdout) == (2, "")
     assert str(alone / ".meshlib/control/operator-token") in told.stderr
     assert "--token-file or MESHLIB_OPERATOR_TOKEN_FILE" in told.stderr
+
+
+def test_the_default_file_is_waited_for(service: ConfigService, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`meshlib control &` and a command behind it: the first start is about to write the file."""
+    monkeypatch.setattr(operator, "AGAIN_S", 0.001)
+    written, looks = service.token_file.read_text(), []  # type: str, list[bool | None]
+    service.token_file.unlink()
+    is_readable = operator._is_readable
+
+    def looked(file: Path) -> bool | None:
+        looks.append(is_readable(file))
+        if len(looks) == 2:
+            private_folder.replace(file, written.encode())
+        return looks[-1]
+
+    monkeypatch.setattr(operator, "_is_readable", looked)
+    assert run(*ASK).exit_code == 0
+    assert looks == [None, None, True]
+
+
+def test_a_file_of_somebody_else_is_not_waited_for(alone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is there and will not be for this user: at once."""
+    monkeypatch.setattr(operator, "PATIENCE_S", 60.0)
+    (alone / ".meshlib").write_text("in the way of a folder")
+    assert run(*ASK).exit_code == 2
 
 
 def test_what_is_no_token_is_refused_and_never_shown(alone: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ import click
 import pytest
 
 from meshlib.cli.output import moment, progress, span, table
+from meshlib.config.units import parse_duration
 
 
 def test_columns_are_aligned_and_nothing_is_cut() -> None:
@@ -33,12 +34,13 @@ def test_a_cell_is_one_line_without_controls() -> None:
     ("seconds", "said"),
     [
         (-5, "0s"), (0.4, "0s"), (59.6, "1m"), (61, "1m1s"), (3599, "59m59s"), (3600, "1h"), (3629, "1h"),
-        (3631, "1h1m"), (86_399, "1d"), (90_000, "1d1h"), (31_535_999, "365d"),
+        (3631, "1h1m"), (86_399, "24h"), (90_000, "25h"), (91_900, "26h"), (31_535_999, "8760h"),
     ],
 )  # fmt: skip
-def test_a_span_is_rounded_to_its_two_largest_units(seconds: float, said: str) -> None:
-    """As people say it; never negative."""
+def test_a_span_is_rounded_and_can_be_typed_again(seconds: float, said: str) -> None:
+    """As people say it; never negative; in the units of mesh.yaml and of the options."""
     assert span(seconds) == said
+    assert abs(parse_duration(said) - max(0, seconds)) <= 1800
 
 
 def test_a_time_is_utc() -> None:

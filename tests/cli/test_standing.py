@@ -67,7 +67,7 @@ def host(tmp_path: Path, enrolment: tuple[Svid, TrustBundle, list[Signed], str])
     kept = Enrolment(folder, TRUST_DOMAIN, svid.id)
     with kept.locked():
         kept.save(svid, bundle)
-    write_snapshot(folder, signed, ())
+    write_snapshot(folder, signed)
     return Host(load_config(tmp_path / "mesh.yaml"), folder, svid, bundle, signed)
 
 
@@ -145,7 +145,7 @@ def test_a_revoked_certificate_is_found_in_the_snapshot(host: Host, tmp_path_fac
         signed = fragments(service)
     host.save(svid, bundle)
     (host.folder / "snapshot.json").unlink()
-    write_snapshot(host.folder, signed, ())
+    write_snapshot(host.folder, signed)
     (said,) = standing_of(host.mesh, "orders", svid.not_before + 61).problems
     assert f"certificate {svid.serial:x} has been revoked" in said
 
@@ -155,7 +155,7 @@ def test_a_snapshot_that_is_not_there_or_not_whole(host: Host, tmp_path: Path) -
     file = host.folder / "snapshot.json"
     host.signed[0] = Signed(host.signed[0].payload.replace("{", "{ ", 1), *vars_of(host.signed[0]))
     file.unlink()
-    write_snapshot(host.folder, host.signed, ())
+    write_snapshot(host.folder, host.signed)
     (said,) = host.standing().problems
     assert f"would not use 1 of {len(host.signed)} parts of the snapshot: the signature" in said
     file.write_text("{")

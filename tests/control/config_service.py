@@ -55,9 +55,10 @@ class InlineWriter:
         return await self.run(work, *args)
 
     async def run(self, work: Callable[..., Any], *args: Any) -> Any:
-        self.before(work.__name__)
+        name = getattr(work, "func", work).__name__
+        self.before(name)
         found = work(*args)
-        self.done.append(work.__name__)
+        self.done.append(name)
         return found
 
     def close(self) -> None:
@@ -77,7 +78,7 @@ class Service:
         self.issuer = Issuer(self.store, self.authority, TRUST_DOMAIN, leaf_life_s=leaf_life_s, wall=lambda: self.now)
         self.operator = self.issuer.create_operator()
         self.listening = Listening()
-        self.gate = Gate((self.operator.id, self.operator.secret_sha256), lambda: self.plane.now())
+        self.gate = Gate((self.operator.id, self.operator.secret_sha256), lambda: self.plane.now(), lambda: self.now)
         self.plane = ControlPlane(
             parse_policy(mesh, "mesh.yaml"), self.store, self.issuer, self.authority, self.listening, self.gate,
             random.Random(1), lambda: self.now,

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from meshlib.control.catalog import Row
 from meshlib.control.registry import Instance
-from meshlib.control.store import Certificate, Store
+from meshlib.control.store import Store
 
 PARTS = ("defaults", "service/a", "service/b", "endpoints/a")
 """What one policy writes."""
@@ -29,16 +29,16 @@ def steps(store: Store) -> Iterator[str]:
         yield f"policy {n}"
         n += 1
         instance = Instance(f"i{n}", "a.default", f"10.0.0.1:{n}", PADDING, 1, {"n": str(n)})
-        gone = [f"i{n - 60}"]
+        gone = [("a.default", f"i{n - 60}")]
         store.save([Row("endpoints/a", n, f'"{n}"'), Row("registered", n, f'"i{n}"')], [instance], gone)
         yield f"instance {n}"
         store.add_token(f"t{n}", PADDING, service="a.default", uses=1, expires=ENDS, now=ENDS - 60)
         yield f"token {n}"
-        store.redeem(f"t{n}", PADDING, f"key {n}", 0.0)
+        store.redeem(f"t{n}", PADDING, f"key {n}", n, 0.0)
         yield f"redeemed {n}"
-        store.add_certificate(Certificate(n, "a.default", f"i{n}", None, f"key {n}", ENDS), 0.0)
-        yield f"certificate {n}"
-        store.revoke(n, 0.0)
+        store.add_leaf(n, "a.default", ENDS, 0.0, token=f"t{n}", instance=f"i{n}")
+        yield f"leaf {n}"
+        store.revoke(n, float(n), 0.0)
         yield f"revoked {n}"
 
 

@@ -119,6 +119,22 @@ def test_fragments_of_a_reply_are_bounded_and_the_rest_comes_with_the_next():
     assert world.catalog.has_newer(names, have)
 
 
+def test_fragments_of_a_reply_are_so_many_and_the_rest_comes_with_the_next():
+    """Thousands of names that nobody has signed yet would keep everybody waiting."""
+    world, have, replies = World(), {}, []  # type: World, dict[str, tuple[str, int]], list[int]
+    names = [f"service/n{number}" for number in range(2 * module.FRAGMENTS_MAX + 5)]
+    while world.catalog.has_newer(names, have):
+        before = len(world.signer.signed)
+        fragments = world.catalog.newer(names, have, NO_LIMIT)
+        replies.append(len(fragments))
+        assert len(world.signer.signed) - before <= module.FRAGMENTS_MAX
+        for fragment in fragments:
+            payload = json.loads(json.loads(fragment)["payload"])
+            have[payload["resource"]] = payload["epoch"], payload["n"]
+    assert replies == [module.FRAGMENTS_MAX, module.FRAGMENTS_MAX, 5]
+    assert len(have) == len(names)
+
+
 def test_a_service_that_never_was_is_null_at_a_version_that_stays():
     """Its callers learn at once that it is not there, and are then left in peace until it comes."""
     world = World()
@@ -206,6 +222,8 @@ def test_another_signer_signs_anew_and_changes_no_version():
     before = world.catalog.newer(["service/a", "service/null"], {}, NO_LIMIT)
     world.catalog.resigned(as_signer(CountingSigner("second")))
     after = world.catalog.newer(["service/a", "service/null"], {}, NO_LIMIT)
+    world.catalog.resigned(world.catalog._signer)
+    assert world.catalog.newer(["service/a", "service/null"], {}, NO_LIMIT) == after, "the same one signs nothing anew"
     assert [json.loads(f)["signature"] for f in before] == ["first-1", "first-2"]
     assert [json.loads(f)["signature"] for f in after] == ["second-1", "second-2"]
     assert [json.loads(f)["payload"] for f in before] == [json.loads(f)["payload"] for f in after]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sqlite3
 import stat
 from collections.abc import Iterator
@@ -69,8 +70,9 @@ def test_its_files_are_of_this_user_alone(path, before):
 
 
 def test_it_is_one_process_s(path, database):
-    """A second one is refused, and told by whom; after the first has closed, it is not."""
-    with pytest.raises(StoreError, match=rf"another config service \(process {os.getpid()}\) has it.*state_dir"):
+    """A second one is refused, and told by whom and where; after the first has closed, it is not."""
+    whose = rf"another config service \(process {os.getpid()}\) has {re.escape(str(path.parent))}: .*state_dir"
+    with pytest.raises(StoreError, match=whose):
         opened(path)
     database.close()
     opened(path).close()

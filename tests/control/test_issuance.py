@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import threading
 from collections.abc import Iterator
@@ -12,9 +13,10 @@ from typing import Any
 
 import pytest
 
+from meshlib.control import store as store_module
 from meshlib.control.catalog import Catalog
 from meshlib.control.clock import HybridClock
-from meshlib.control.issuance import PROPAGATION_S, SIGNER_LIFE_S, Issuer
+from meshlib.control.issuance import Issuer, RotationTooSoon
 from meshlib.control.store import CertificateRevoked, Store, TokenRefused
 from meshlib.errors import PermissionDenied
 from meshlib.identity.authority_file import AuthorityFile
@@ -24,7 +26,7 @@ from meshlib.identity.join_token import JoinToken, parse_bearer
 from meshlib.identity.roots import Roots
 from meshlib.identity.signature import Verifier
 from meshlib.identity.spiffe import SpiffeId
-from meshlib.identity.svid import PeerIdentityError, Svid, TrustBundle, leaf_facts, verify_svid
+from meshlib.identity.svid import PeerIdentityError, Svid, TrustBundle, enrolment_of, leaf_facts, verify_svid
 
 TRUST_DOMAIN = "shop.example"
 START, HOUR, DAY = 1_800_000_000.0, 3600.0, 86_400.0
@@ -139,12 +141,14 @@ def test_of_fifty_who_redeem_one_use_with_different_keys_one_wins(world):
 
 
 def test_a_lost_answer_may_be_asked_for_again(world):
-    """With the same key, as often as need be, also after a restart; it costs no use."""
+    """With the same key, as often as need be, also after a restart; it costs no use, and is the same enrolment."""
     token, csr = world.issuer.create_token("inventory"), world.csr()
     first = world.enrol(token, csr)
     world.restart()
     second = world.enrol(token, csr)
-    assert serial_of(first.chain_pem) != serial_of(second.chain_pem)
+    serials = serial_of(first.chain_pem), serial_of(second.chain_pem)
+    assert serials[0] != serials[1]
+    assert enrolment_of(serials[0]) == enrolment_of(serials[1])
     assert world.store.tokens(START)[0].used == 1
 
 
@@ -181,23 +185,70 @@ def test_nobody_renews_as_the_config_service(world):
         world.issuer.renew("control.meshlib", world.issuer.own_svid().serial, world.csr())
 
 
-def test_a_revoked_leaf_and_all_that_came_from_it_are_out(world):
-    """It is in the trust content; none of them renews; the key that was enrolled does not enrol again."""
-    token, csr = world.issuer.create_token("inventory"), world.csr()
+def test_a_revoked_leaf_takes_its_enrolment_with_it(world):
+    """Whichever leaf is named, of however many: those before it, beside it and to come; the key does not enrol again."""
+    token, csr = world.issuer.create_token("inventory", uses=2), world.csr()
     first = serial_of(world.enrol(token, csr).chain_pem)
-    second = serial_of(world.issuer.renew("inventory.default", first, world.csr()).chain_pem)
-    third = serial_of(world.issuer.renew("inventory.default", second, world.csr()).chain_pem)
-    assert sorted(world.issuer.revoke(second)) == sorted([second, third])
-    assert world.issuer.trust_content(1.0)["revoked"] == [f"{serial:x}" for serial in sorted([second, third])]
-    for serial in (second, third):
+    leaves = [serial_of(world.issuer.renew("inventory.default", first, world.csr()).chain_pem) for _ in range(3)]
+    leaves.append(serial_of(world.issuer.renew("inventory.default", leaves[1], world.csr()).chain_pem))
+    other = serial_of(world.enrol(token, world.csr()).chain_pem)
+    enrolment = enrolment_of(first)
+    assert {enrolment_of(serial) for serial in leaves} == {enrolment} != {enrolment_of(other)}
+    assert world.issuer.revoke(leaves[2]) == enrolment
+    assert world.issuer.trust_content(1.0)["revoked"] == [f"{enrolment:x}"]
+    for serial in (first, *leaves):
         with pytest.raises(CertificateRevoked):
             world.issuer.renew("inventory.default", serial, world.csr())
-    world.issuer.renew("inventory.default", first, world.csr())
-    world.issuer.revoke(first)
     with pytest.raises(CertificateRevoked):
         world.enrol(token, csr)
+    world.issuer.renew("inventory.default", other, world.csr())
     world.now += DAY
     assert world.issuer.trust_content(1.0)["revoked"] == [], "all have expired"
+
+
+def test_what_was_never_issued_is_not_revoked(world):
+    """It is a mistake of the operator's, who is told so; unless the store is too young to know, or it is seen in use."""
+    known = serial_of(world.enrol(world.issuer.create_token("inventory"), world.csr()).chain_pem)
+    for serial in (0, 7, (1 << 160) - 1):
+        with pytest.raises(ValueError, match="no certificate"):
+            world.issuer.revoke(serial)
+    lost = 5 << 96 | 1
+    assert world.issuer.revoke(lost) == 5, "the store may be a new one, in the place of one that was lost"
+    world.now += DAY - 1.0
+    world.restart()
+    assert world.issuer.revoke(6 << 96) == 6
+    world.now += 1.0
+    with pytest.raises(ValueError, match=f"no certificate {7 << 96:x} was issued"):
+        world.issuer.revoke(7 << 96)
+    assert world.issuer.revoke(7 << 96, seen=True) == 7
+    with pytest.raises(ValueError, match="or it has ended"):
+        world.store.forget(world.now)
+        world.issuer.revoke(known)
+
+
+def test_more_than_everybody_can_be_told_of_is_said(world, monkeypatch, caplog):
+    """The operator can always revoke; beyond the bound of the list only a new root ends the oldest."""
+    monkeypatch.setattr(store_module, "REVOKED_MAX", 1)
+    monkeypatch.setattr("meshlib.control.issuance.REVOKED_MAX", 1)
+    token = world.issuer.create_token("inventory", uses=2)
+    serials = [serial_of(world.enrol(token, world.csr()).chain_pem) for _ in range(2)]
+    world.issuer.revoke(serials[0])
+    assert caplog.text == ""
+    world.now += 1.0
+    world.issuer.revoke(serials[1])
+    assert "2 enrolments are revoked, and processes are told of the last 1: replace the root twice" in caplog.text
+    assert world.issuer.trust_content(1.0)["revoked"] == [f"{enrolment_of(serials[1]):x}"]
+    with pytest.raises(CertificateRevoked):
+        world.issuer.renew("inventory.default", serials[0], world.csr())
+
+
+def test_an_enrolment_is_in_the_log(world, caplog):
+    """Which service, which token, which certificate: what it takes to revoke it."""
+    with caplog.at_level(logging.INFO, "meshlib.control"):
+        token = world.issuer.create_token("inventory")
+        serial = serial_of(world.enrol(token, world.csr()).chain_pem)
+        world.issuer.renew("inventory.default", serial, world.csr())
+    assert caplog.messages == [f"inventory.default enrolled with join token {token.id}: certificate {serial:x}"]
 
 
 def test_the_config_service_does_not_revoke_itself(world):
@@ -216,7 +267,9 @@ def test_the_operator_has_one_token(world):
 
 
 def test_the_config_service_and_its_signer_are_who_they_say(world):
-    """A fragment of the catalog verifies by the trust that the catalog publishes."""
+    """A fragment of the catalog verifies by the trust that the catalog publishes, as long as the root lives: a snapshot is
+    not worthless for having seen no edit for a week.
+    """
     world.key = world.issuer.own_svid().private_key_pem
     svid, signer = world.issuer.own_svid(), world.issuer.signer()
     chain = {TRUST_DOMAIN: world.bundle()}
@@ -226,7 +279,7 @@ def test_the_config_service_and_its_signer_are_who_they_say(world):
     catalog.put(catalog.propose({"trust": world.issuer.trust_content(1.0)}))
     fragment = json.loads(catalog.newer(["trust"], {}, 1 << 20)[0])
     expected = SpiffeId.for_service(TRUST_DOMAIN, "signer.meshlib")
-    verifier = Verifier.of(signer.chain_pem, world.bundle(), expected, START + SIGNER_LIFE_S - 1.0)
+    verifier = Verifier.of(signer.chain_pem, world.bundle(), expected, START + 364 * DAY)
     verifier.verify(fragment["payload"].encode(), fragment["signature"])
     with pytest.raises(ValueError, match="signature"):
         verifier.verify(fragment["payload"].replace("shop", "shup").encode(), fragment["signature"])
@@ -281,23 +334,61 @@ def test_two_who_rotate_at_once_end_with_one_root(world):
     """The second joins; and one who comes late with an old rotation ends nothing that is newer."""
     first, second = world.issuer.rotate_root_begin(), world.issuer.rotate_root_begin()
     assert world.issuer.rotate_root_end(first) == world.issuer.rotate_root_end(second) == 3
-    world.issuer.rotate_root_begin()
+    world.issuer.rotate_root_begin(force=True)
     assert world.issuer.rotate_root_end(second) == 4, "a root signed that was not known yet"
     assert world.authority.read().coming is not None
 
 
-def test_a_rotation_that_was_left_half_way_is_ended_once_everybody_knows(world):
-    """Killed between the steps: the next process waits out the time in which reconnects are spread."""
+def test_the_signer_is_one_until_another_root_is_the_anchor(world):
+    """What is signed stays as good as its root. A clock that went back makes another, which is valid already."""
+    first = world.issuer.signer()
+    world.now += 100 * DAY
+    assert world.issuer.signer() is first
+    world.now = START - HOUR
+    second = world.issuer.signer()
+    assert second is not first
+    expected = SpiffeId.for_service(TRUST_DOMAIN, "signer.meshlib")
+    world.now = START
+    world.issuer.rotate_root_end(world.issuer.rotate_root_begin())
+    assert world.issuer.signer() is second, "the anchor is the same"
+    world.now += DAY
+    world.issuer.rotate_root_end(world.issuer.rotate_root_begin())
+    third = world.issuer.signer()
+    assert third is not second
+    Verifier.of(third.chain_pem, world.bundle(), expected, world.now + 300 * DAY)
+
+
+def test_a_root_that_was_replaced_lately_is_not_replaced_again(world):
+    """Who slept through the first would be lost: refused until all leaves of it have ended, unless it is forced."""
+    first, old = world.issuer.rotate_root_begin(), world.bundle()
+    assert world.issuer.rotate_root_begin().generation == first.generation, "while one is coming, it is that one"
+    world.issuer.rotate_root_end(first)
+    world.now += DAY - 2.0
+    with pytest.raises(RotationTooSoon, match=r"from 2027-01-16 .* UTC on it may be replaced again"):
+        world.issuer.rotate_root_begin()
+    assert world.authority.read().coming is None
+    assert world.issuer.rotate_root_begin(force=True).coming is not None
+    world.restart()
+    world.now += 2.0
+    world.issuer.rotate_root_end(world.issuer.coming)
+    with pytest.raises(RotationTooSoon):
+        world.issuer.rotate_root_begin()
+    world.now += DAY
     world.issuer.rotate_root_begin()
-    world.now += PROPAGATION_S - 1.0
+    assert {root.serial_number for root in old.roots()} & {root.serial_number for root in world.bundle().roots()}
+
+
+def test_a_rotation_that_was_left_half_way_is_not_ended_by_its_age(world):
+    """Killed between the steps, perhaps before anybody was told: neither a start nor time lets the new root sign."""
+    assert (world.issuer.coming, world.issuer.is_new) == (None, True)
+    proposed = world.issuer.rotate_root_begin()
+    world.now += 100 * DAY
     world.restart()
     assert not world.issuer.due()
+    assert world.issuer.coming.generation == proposed.generation
     assert world.authority.read().coming is not None
-    world.now += 2.0
-    assert world.issuer.due()
-    assert world.authority.read().coming is None
-    assert world.issuer.generation == 3
-    assert not world.issuer.due()
+    assert not world.issuer.is_new
+    assert world.issuer.rotate_root_end(world.issuer.coming) == 3
 
 
 def test_a_root_that_ends_soon_is_replaced_without_anybody(tmp_path):
@@ -309,7 +400,10 @@ def test_a_root_that_ends_soon_is_replaced_without_anybody(tmp_path):
     long_ago = a_minute_ago = world.bundle()
     for minute in range(1200):
         world.now += 60.0
-        if world.issuer.due() or minute % 10 == 0:
+        coming = world.issuer.coming
+        if coming is not None:
+            world.issuer.rotate_root_end(coming)
+        if world.issuer.due() or coming is not None or minute % 10 == 0:
             assert world.verified(world.enrol(token, world.csr()).chain_pem, a_minute_ago) == "inventory.default"
             svid = world.issuer.own_svid()
             world.key = svid.private_key_pem

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import pytest
@@ -122,6 +123,13 @@ def test_what_is_no_json_of_ours_is_refused(text: bytes, said: str):
         (Register, {**REGISTER, "address": "[::]:80"}, "address"),
         (Register, {**REGISTER, "address": "169.254.169.254:80"}, "address"),
         (Register, {**REGISTER, "address": "224.0.0.1:80"}, "address"),
+        (Register, {**REGISTER, "address": "[::ffff:169.254.169.254]:80"}, "address"),
+        (Register, {**REGISTER, "address": "[::ffff:0.0.0.0]:80"}, "address"),
+        (Register, {**REGISTER, "address": "0xA9FEA9FE:80"}, "address"),
+        (Register, {**REGISTER, "address": "0xa9.0xfe.0xa9.0xfe:80"}, "address"),
+        (Register, {**REGISTER, "address": "host.0x7f.:80"}, "address"),
+        (Register, {**REGISTER, "address": "host.1:80"}, "address"),
+        (Register, {**REGISTER, "address": "2852039166:80"}, "address"),
         (Register, {**REGISTER, "address": "a b:80"}, "address"),
         (Register, {**REGISTER, "weight": 0}, "weight"),
         (Register, {**REGISTER, "weight": 129}, "weight"),
@@ -156,7 +164,17 @@ def test_at_the_bounds_it_is_still_a_message():
     parse(Register, body({**REGISTER, "weight": 128, "labels": {str(number): "x" * 256 for number in range(64)}}))
     parse(Register, body({**REGISTER, "address": "[2001:db8::1]:65535"}))
     parse(Register, body({**REGISTER, "address": "inventory.example:1"}))
+    parse(Register, body({**REGISTER, "address": "1.inventory-1.e0x1:1"}))
     parse(Enrol, body({"csr": "x" * CSR_BYTES_MAX}))
+
+
+def test_a_body_of_keys_that_are_there_twice_costs_little():
+    """As many keys as fit, the last of them twice: refused in a moment, because strangers may send it."""
+    text = ("{" + ",".join(f'"{number:x}":0' for number in range(90_000)) + ',"15f8f":0}').encode()
+    began = time.process_time()
+    with pytest.raises(Malformed, match="there twice"):
+        parse(Enrol, text)
+    assert time.process_time() - began < 1.0
 
 
 def test_a_refusal_does_not_repeat_what_was_sent():

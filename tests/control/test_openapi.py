@@ -18,10 +18,9 @@ from .test_api import BODIES, asked, played
 METHODS = {"get", "put", "post", "delete", "patch", "options", "head", "trace"}
 
 
-def schema_of(described: dict[str, Any], content: dict[str, Any]) -> dict[str, Any]:
+def schema_of(described: dict[str, Any], content: dict[str, Any], media: str = "application/json") -> dict[str, Any]:
     """A schema that can be used by itself."""
-    (found,) = content.values()
-    return {**found["schema"], "components": described["components"]}
+    return {**content[media]["schema"], "components": described["components"]}
 
 
 def test_every_operation_is_described():
@@ -31,7 +30,10 @@ def test_every_operation_is_described():
     assert found == {(operation.path, operation.method.lower()) for operation in OPERATIONS}
     for operation in OPERATIONS:
         one = described["paths"][operation.path][operation.method.lower()]
-        assert one["responses"].keys() == {"200", *map(str, statuses(operation))}
+        assert one["responses"].keys() == {"200", "400", *map(str, statuses(operation))}
+        assert "text/plain" in one["responses"]["400"]["content"], "the connection's own answer"
+        for status, response in one["responses"].items():
+            assert ("Retry-After" in response.get("headers", {})) == (status in ("429", "503"))
         assert bool(one["security"]) == (operation.role != "anyone")
         assert ("requestBody" in one) == (operation.body is not None)
         assert ("{" in operation.path) == any(given["in"] == "path" for given in one.get("parameters", []))
@@ -74,15 +76,30 @@ def test_what_is_answered_is_what_is_described(tmp_path: Path):
                 reply = await asked(caller, operation)
                 seen.add((operation.does, reply.status_code))
                 said = described["paths"][operation.path][operation.method.lower()]["responses"]
-                (media,) = said[str(reply.status_code)]["content"]
-                assert reply.headers["content-type"].startswith(media), operation
+                content, media = said[str(reply.status_code)]["content"], reply.headers["content-type"].split(";")[0]
+                assert media in content, operation
+                for header in ("ETag", "Retry-After"):
+                    assert (header in reply.headers) == (header in said[str(reply.status_code)].get("headers", {}))
                 if media != "text/plain":
-                    schema = schema_of(described, said[str(reply.status_code)]["content"])
-                    jsonschema.validate(reply.json(), schema)
+                    jsonschema.validate(reply.json(), schema_of(described, content, media))
         served = {does for does, status in seen if status == 200}
-        assert served == {one.does for one in OPERATIONS} - {"remove_token", "put_policy"}
+        assert served == {one.does for one in OPERATIONS} - {"remove_token", "put_policy", "past_policy"}
 
     played(tmp_path, scenario)
+
+
+def test_a_policy_is_put_in_the_place_of_a_named_one():
+    """The description asks for If-Match, and has the statuses of what becomes of it."""
+    put = document()["paths"]["/v1/policy"]["put"]
+    (given,) = put["parameters"]
+    assert (given["name"], given["in"], given["required"]) == ("If-Match", "header", True)
+    assert {"412", "428", "500"} <= put["responses"].keys()
+    assert [bool(re.fullmatch(given["schema"]["pattern"], value)) for value in ('"17"', "*", "17")] == [
+        True,
+        True,
+        False,
+    ]
+    assert "ETag" in put["responses"]["200"]["headers"]
 
 
 def test_it_is_there_for_those_who_may_ask(tmp_path: Path):

@@ -481,17 +481,18 @@ def test_a_service_that_is_gone_is_null(tmp_path: Path):
     played(tmp_path, scenario)
 
 
-def test_at_the_end_every_poll_is_answered(tmp_path: Path):
-    """At once, empty, and with the wish to close; none is held any more."""
+def test_at_the_end_every_poll_is_refused(tmp_path: Path):
+    """At once, with the wish to close; none is held any more. Who is refused waits, each for as long as chance says."""
 
     async def scenario(service: Service) -> None:
         follower = Follower(service, "orders", "o1")
         await follower.poll()
-        held = asyncio.create_task(follower.poll())
+        asked = {"instance": "o1", "have": follower.have, "wait_s": 60}
+        held = asyncio.create_task(follower.client.ask("POST", "/v1/poll", asked))
         await steps(10)
         service.plane.stop_holding()
-        assert await held == []
-        reply = await follower.client.ask("POST", "/v1/poll", {"instance": "o1", "wait_s": 60})
-        assert reply.headers["connection"] == "close"
+        for reply in (await held, await follower.client.ask("POST", "/v1/poll", asked)):
+            assert (reply.status_code, reply.headers["connection"]) == (503, "close")
+            assert "is ending" in reply.json()["message"]
 
     played(tmp_path, scenario)

@@ -184,6 +184,52 @@ def test_what_is_wanted_in_all_is_bounded(monkeypatch: pytest.MonkeyPatch):
     run(scenario())
 
 
+def test_what_one_service_wants_is_bounded(monkeypatch: pytest.MonkeyPatch):
+    """One service's different lists do not take the place of another's."""
+    monkeypatch.setattr(module, "SERVICE_WANTED_MAX", 3)
+
+    async def scenario() -> None:
+        polls = World().polls
+        kept = [polls.interest("a.default", [f"{number}.default" for number in range(3)])]
+        with pytest.raises(PollsFull):
+            polls.interest("a.default", ["e.default"])
+        kept.append(polls.interest("b.default", ["e.default"]))
+        kept.clear()
+        gc.collect()
+        polls.interest("a.default", ["e.default"])
+
+    run(scenario())
+
+
+def test_a_change_looks_at_those_alone_who_wait_for_it():
+    """Found by resource: who waits for something else, or no longer, is not among those looked at; a closure that is
+    too large to be found so, and one that became another meanwhile, are woken all the same.
+    """
+
+    async def scenario() -> None:
+        world = World()
+        _, many = world.waiting("i1", *(f"s{number}.default" for number in range(module.INDEXED_MAX)))
+        waiting = [world.waiting(f"j{number}", f"t{number}.default") for number in range(50)]
+        for process, _ in waiting[:10]:
+            process.lost()
+        assert world.polls._waiting.of({"service/t3.default"}) == set()
+        assert world.polls._waiting.of({"service/t13.default"}) == {waiting[13][0].interest}
+        again = Process(
+            "k", 7, world.polls.interest("orders.default", ["t13.default"]), ("trust", "service/new.default")
+        )
+        world.polls.begin(again)
+        renewed = world.polls.wait(again, 30.0)
+        world.polls.wake({"service/new.default", "service/s7.default"})
+        await steps()
+        assert (renewed.result(), waiting[13][1].result(), many.result()) == (Ended.NEWS,) * 3
+        world.polls.close()
+        assert not world.polls._waiting._by_resource
+        assert not world.polls._waiting._large
+        assert not world.polls._waiting._every
+
+    run(scenario())
+
+
 def test_closed_polls_hold_nobody():
     """At the end every poll is answered at once, and none is held any more."""
 

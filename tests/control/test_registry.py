@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from typing import Any
@@ -11,12 +12,11 @@ import pytest
 from meshlib.control import registry as module
 from meshlib.control.registry import (
     ABSENT_S,
+    ENTRY_BYTES_MAX,
     GRACE_S,
-    LABELS_CHARS_MAX,
     LABELS_MAX,
     TTL_S,
     Instance,
-    NotYours,
     Registry,
     RegistryFull,
     UnknownInstance,
@@ -97,7 +97,7 @@ def test_an_absent_one_is_gone_after_a_while():
     registry.take_changed()
     registry.expire(TTL_S + ABSENT_S)
     assert states(registry) == {}
-    assert registry.take_changed() == ({SERVICE}, [], ["a"])
+    assert registry.take_changed() == ({SERVICE}, [], [(SERVICE, "a")])
     assert not registry.polling("a", SERVICE, 2000.0)
 
 
@@ -143,7 +143,7 @@ def test_a_draining_one_is_not_listed_and_its_polls_do_not_resurrect_it():
     assert states(registry) == {}
     registry.polled("a", SERVICE, 4.0)
     registry.expire(4.0 + TTL_S)
-    assert registry.take_changed() == ({SERVICE}, [], ["a"])
+    assert registry.take_changed() == ({SERVICE}, [], [(SERVICE, "a")])
     assert registry.next_at() == math.inf
 
 
@@ -201,17 +201,22 @@ def test_what_was_absent_or_draining_before_a_restart_still_is():
     assert registry.instances() == []
 
 
-def test_an_instance_is_one_service_s_own():
-    """Who is not the service by certificate cannot register over it, drain it, remove it, or hold its lease."""
+def test_each_service_has_ids_of_its_own():
+    """Who takes an id first keeps nobody else out, and can neither drain, remove nor hold another service's instance."""
     registry = registered(instance())
-    with pytest.raises(NotYours, match="one of inventory"):
-        registry.register(instance(service="orders.default"), 1.0)
-    for act in (registry.drain, registry.deregister, registry.polling):
-        with pytest.raises(NotYours):
+    for act in (registry.drain, registry.deregister):
+        with pytest.raises(UnknownInstance):
             act("a", "orders.default", 1.0)
+    assert not registry.polling("a", "orders.default", 1.0)
     assert registry.take_changed() == (set(), [], [])
+    other = instance(service="orders.default", address="10.0.0.9:80")
+    registry.register(other, 1.0)
+    assert registry.take_changed() == ({"orders.default"}, [other], [])
+    assert (registry.find("a", SERVICE), registry.find("a", "orders.default")) == (instance(), other)
+    assert list(registry.keys()) == [(SERVICE, "a"), ("orders.default", "a")]
     registry.expire(TTL_S)
     assert states(registry) == {"10.0.0.1:80": "absent"}
+    assert states(registry, "orders.default") == {"10.0.0.9:80": "ready"}, "its poll is open"
 
 
 def test_a_poll_from_before_somebody_else_took_the_id_does_not_hold_it():
@@ -241,7 +246,7 @@ def test_what_could_not_be_stored_is_given_again_as_it_is_by_then():
     registry.deregister("a", SERVICE, 1.0)
     registry.put_back(*taken)
     services, stored, gone = registry.take_changed()
-    assert (services, [one.id for one in stored], gone) == ({SERVICE}, ["b"], ["a"])
+    assert (services, [one.id for one in stored], gone) == ({SERVICE}, ["b"], [(SERVICE, "a")])
 
 
 def test_the_status_says_until_when():
@@ -259,24 +264,53 @@ def test_the_status_says_until_when():
     ]
 
 
+EMPTY = len('{"address":"10.0.0.1:80","zone":"z1","weight":1,"labels":{"l":""},"state":"draining"},')
+
+
 @pytest.mark.parametrize(
-    ("labels", "fits"),
+    ("more", "fits"),
     [
-        ({f"l{n}": "" for n in range(LABELS_MAX)}, True),
-        ({f"l{n}": "" for n in range(LABELS_MAX + 1)}, False),
-        ({"l": "x" * (LABELS_CHARS_MAX - 1)}, True),
-        ({"l": "x" * LABELS_CHARS_MAX}, False),
+        ({"labels": {f"l{n}": "" for n in range(LABELS_MAX)}}, True),
+        ({"labels": {f"l{n}": "" for n in range(LABELS_MAX + 1)}}, False),
+        ({"labels": {"l": "x" * (ENTRY_BYTES_MAX - EMPTY)}}, True),
+        ({"labels": {"l": "x" * (ENTRY_BYTES_MAX - EMPTY + 1)}}, False),
+        ({"labels": {"l": "\U0001f600" * ((ENTRY_BYTES_MAX - EMPTY) // 12)}}, True),
+        ({"labels": {"l": "\U0001f600" * ((ENTRY_BYTES_MAX - EMPTY) // 12 + 1)}}, False),
+        ({"zone": "\u00e9" * 300}, True),
+        ({"zone": "\u00e9" * 350}, False),
     ],
 )
-def test_labels_are_bounded(labels, fits):
-    """In number and in size; every caller gets all of them."""
+def test_what_an_instance_says_of_itself_is_bounded(more, fits):
+    """In number, and in bytes as they are sent, of which a character may have twelve; every caller gets all of them."""
     registry = Registry()
     if fits:
-        registry.register(instance(labels=labels), 0.0)
+        registry.register(instance(**more), 0.0)
     else:
-        with pytest.raises(ValueError, match="at most 64 labels"):
-            registry.register(instance(labels=labels), 0.0)
+        with pytest.raises(ValueError, match="at most"):
+            registry.register(instance(**more), 0.0)
     assert bool(registry.instances()) == fits
+
+
+def test_what_all_instances_of_a_service_say_is_bounded(monkeypatch):
+    """Its callers get one fragment with all of it. Absent ones make room, living ones and other services' do not; who
+    says less than before is never refused.
+    """
+    large, size = "x" * 500, len(json.dumps(instance(zone="x" * 500).labels))
+    monkeypatch.setattr(module, "ENDPOINTS_BYTES_MAX", 2 * (500 + EMPTY + size))
+    registry = registered(instance("a", zone=large), instance("b", "10.0.0.2:80", zone=large))
+    for refused in (instance("c", "10.0.0.3:80", zone=large), instance("a", zone=2 * large)):
+        with pytest.raises(RegistryFull, match=r"inventory\.default describe themselves"):
+            registry.register(refused, 1.0)
+    registry.register(instance("c", service="orders.default", zone=large), 1.0)
+    registry.polling("b", SERVICE, 1.0)
+    registry.expire(TTL_S)
+    registry.register(instance("c", "10.0.0.3:80", zone=large), 20.0)
+    assert states(registry) == {"10.0.0.2:80": "ready", "10.0.0.3:80": "ready"}
+    monkeypatch.setattr(module, "ENDPOINTS_BYTES_MAX", 100)
+    registry.register(instance("c", "10.0.0.3:80"), 21.0)
+    registry.deregister("b", SERVICE, 22.0)
+    registry.deregister("c", SERVICE, 22.0)
+    assert SERVICE not in registry._bytes
 
 
 @pytest.mark.parametrize("bound", ["INSTANCES_MAX", "SERVICE_INSTANCES_MAX"])
@@ -290,7 +324,7 @@ def test_at_the_bound_an_absent_one_makes_room_and_a_living_one_does_not(monkeyp
     registry.register(instance("d"), 21.0)
     registry.register(instance("e"), 21.0)
     assert [listed.instance.id for listed in registry.instances()] == ["c", "d", "e"]
-    assert registry.take_changed()[2] == ["a", "b"]
+    assert registry.take_changed()[2] == [(SERVICE, "a"), (SERVICE, "b")]
     with pytest.raises(RegistryFull, match="no room"):
         registry.register(instance("f"), 22.0)
     registry.register(instance("c", weight=2), 22.0)
@@ -336,16 +370,6 @@ def test_who_registers_within_the_grace_is_not_absent_at_its_end():
     registry.expire(GRACE_S)
     assert states(registry) == {"10.0.0.1:80": "ready"}
     assert registry.next_at() == GRACE_S - 1.0 + TTL_S
-
-
-def test_a_poll_that_was_refused_holds_nothing_later():
-    """Not even when the id has become the poller's own."""
-    registry = registered(instance())
-    with pytest.raises(NotYours):
-        registry.polling("a", "orders.default", 0.0)
-    registry.deregister("a", SERVICE, 1.0)
-    registry.register(instance(service="orders.default"), 2.0)
-    assert registry.next_at() == 2.0 + TTL_S
 
 
 def test_who_registers_is_ready():

@@ -9,7 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from meshlib.control.registry import ABSENT_S, GRACE_S, TTL_S, Instance, NotYours, Registry, UnknownInstance
+from meshlib.control.registry import ABSENT_S, GRACE_S, TTL_S, Instance, Key, Registry, UnknownInstance
 
 IDS = st.sampled_from(["a", "b", "c", "d"])
 SERVICES = st.sampled_from(["inventory.default", "orders.default"])
@@ -33,38 +33,26 @@ class RegistryModel(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.registry, self.now, self.order = Registry(), 0.0, 0
-        self.facts: dict[str, Fact] = {}
+        self.facts: dict[Key, Fact] = {}
         self.open: dict[tuple[str, str], int] = {}
-        self.stored: dict[str, Instance] = {}
+        self.stored: dict[Key, Instance] = {}
         self.published: dict[str, Any] = {}
 
     @rule(id=IDS, service=SERVICES, address=ADDRESSES, weight=st.integers(1, 2))
     def register(self, id: str, service: str, address: str, weight: int) -> None:
         one = Instance(id, service, address, "", weight, {})
-        known = self.facts.get(id)
-        try:
-            self.registry.register(one, self.now)
-        except NotYours:
-            assert known is not None
-            assert known.instance.service != service
-            return
-        assert known is None or known.instance.service == service
+        known = self.facts.get(one.key)
+        self.registry.register(one, self.now)
         if known is None or known.instance != one or known.absent_since is not None:
             self.order += 1
-            self.facts[id] = Fact(one, self.now, TTL_S, self.order)
+            self.facts[one.key] = Fact(one, self.now, TTL_S, self.order)
         else:
             known.heard, known.ttl_s = self.now, TTL_S
 
     @rule(id=IDS, service=SERVICES)
     def poll_begins(self, id: str, service: str) -> None:
-        fact = self.facts.get(id)
-        try:
-            known = self.registry.polling(id, service, self.now)
-        except NotYours:
-            assert fact is not None
-            assert fact.instance.service != service
-            return
-        assert known == (fact is not None)
+        fact = self.facts.get((service, id))
+        assert self.registry.polling(id, service, self.now) == (fact is not None)
         self.open[service, id] = self.open.get((service, id), 0) + 1
         if fact is not None:
             fact.absent_since = None
@@ -74,25 +62,21 @@ class RegistryModel(RuleBasedStateMachine):
         if self.open.get((service, id)):
             self.registry.polled(id, service, self.now)
             self.open[service, id] -= 1
-            fact = self.facts.get(id)
-            if fact is not None and fact.instance.service == service and not self.open[service, id]:
+            fact = self.facts.get((service, id))
+            if fact is not None and not self.open[service, id]:
                 fact.heard, fact.ttl_s = self.now, TTL_S
 
     @rule(id=IDS, service=SERVICES, how=st.sampled_from(["drain", "deregister"]))
     def leave(self, id: str, service: str, how: str) -> None:
-        fact = self.facts.get(id)
+        fact = self.facts.get((service, id))
         try:
             getattr(self.registry, how)(id, service, self.now)
         except UnknownInstance:
             assert fact is None
-        except NotYours:
-            assert fact is not None
-            assert fact.instance.service != service
         else:
             assert fact is not None
-            assert fact.instance.service == service
             if how == "deregister" or fact.absent_since is not None:
-                del self.facts[id]
+                del self.facts[service, id]
             else:
                 fact.instance = replace(fact.instance, draining=True)
 
@@ -107,13 +91,13 @@ class RegistryModel(RuleBasedStateMachine):
         self.now = until
 
     def _time_in_model(self) -> None:
-        for id, fact in list(self.facts.items()):
+        for key, fact in list(self.facts.items()):
             if fact.absent_since is not None:
                 if fact.absent_since + ABSENT_S <= self.now:
-                    del self.facts[id]
-            elif not self.open.get((fact.instance.service, id)) and fact.heard + fact.ttl_s <= self.now:
+                    del self.facts[key]
+            elif not self.open.get(key) and fact.heard + fact.ttl_s <= self.now:
                 if fact.instance.draining:
-                    del self.facts[id]
+                    del self.facts[key]
                 else:
                     fact.absent_since = self.now
 
@@ -126,9 +110,9 @@ class RegistryModel(RuleBasedStateMachine):
             services, instances, gone = self.registry.take_changed()
         for service in services:
             self.published[service] = self.registry.endpoints(service)
-        self.stored.update((one.id, one) for one in instances)
-        for id in gone:
-            self.stored.pop(id, None)
+        self.stored.update((one.key, one) for one in instances)
+        for key in gone:
+            self.stored.pop(key, None)
         self._check_published()
 
     def _check_published(self) -> None:
@@ -136,15 +120,15 @@ class RegistryModel(RuleBasedStateMachine):
         for service in ("inventory.default", "orders.default"):
             assert self.published.get(service, []) == self.registry.endpoints(service)
         assert self.stored.keys() == self.facts.keys()
-        for id, one in self.stored.items():
-            assert one == replace(self.facts[id].instance, absent=self.facts[id].absent_since is not None)
+        for key, one in self.stored.items():
+            assert one == replace(self.facts[key].instance, absent=self.facts[key].absent_since is not None)
 
     @rule()
     def restart(self) -> None:
         """Killed and started again with what is stored: all connections are lost, all have the grace."""
         self.publish(put_back=False)
         self.registry, self.open = Registry(), {}
-        self.registry.restore(sorted(self.stored.values(), key=lambda one: self.facts[one.id].order), self.now)
+        self.registry.restore(sorted(self.stored.values(), key=lambda one: self.facts[one.key].order), self.now)
         for fact in self.facts.values():
             fact.heard, fact.ttl_s = self.now, GRACE_S
             if fact.absent_since is not None:
@@ -162,7 +146,7 @@ class RegistryModel(RuleBasedStateMachine):
                     best[one.address] = max(best.get(one.address, rank), rank)
             expected = [(address, best[address]) for address in sorted(best)]
             assert [(e["address"], e["state"], e["weight"]) for e in self.registry.endpoints(service)] == [
-                (address, "ready" if ready else "absent", self.facts[id].instance.weight)
+                (address, "ready" if ready else "absent", self.facts[service, id].instance.weight)
                 for address, (ready, _, id) in expected
             ]
 

@@ -60,6 +60,21 @@ def test_a_removed_operators_token_is_replaced(tmp_path: Path) -> None:
         assert service.operate("GET", "/v1/status")["polling"] == 0
 
 
+def test_a_token_that_has_leaked_is_replaced_while_it_runs(tmp_path: Path) -> None:
+    """Its file is removed: another one is there soon, which is heard, and the old one is not; no restart."""
+    with Running(tmp_path) as service:
+        before = service.token
+        file = service.state / "control" / "operator-token"
+        file.unlink()
+        service.until(lambda: file.exists() and service.plane.gate.operator[0] != before.id)
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600
+        assert service.request(service.pinned(before), "GET", "/v1/status", bearer=before.bearer)[0] == 401
+        assert service.operate("GET", "/v1/status")["polling"] == 0
+        after = service.token
+    with Running(tmp_path) as service:
+        assert service.token == after
+
+
 def test_the_operators_token_survives_a_lost_store(tmp_path: Path) -> None:
     """The file is what counts: a store that knows nothing learns the token from it (F04)."""
     with Running(tmp_path) as service:
@@ -77,7 +92,7 @@ def test_the_operators_token_follows_the_root(tmp_path: Path, monkeypatch: pytes
     with Running(tmp_path) as service:
         before = service.token
         for _ in range(2):
-            service.operate("POST", "/v1/ca/rotate", {"root": True})
+            service.operate("POST", "/v1/ca/rotate", {"root": True, "force": True})
             service.until(lambda: service.plane.tick() or service.plane.authority.read().coming is None)
             service.until(lambda: service.plane.rotation is None)
         after = service.token
@@ -94,9 +109,12 @@ def test_a_broken_file_is_kept_out_at_the_start(tmp_path: Path, caplog: pytest.L
         assert service.operate("GET", "/v1/policy")["n"] == n
         assert timeout_of(service) == "1s"
         assert [one.levelname for one in caplog.records if "BROKEN" in one.message] == ["ERROR"]
+        status = service.operate("GET", "/v1/status")
+        assert (status["edits_kept_out"], [one["line"] for one in status["problems"]]) == (1, [6])
         service.file.write_text(MESH.replace("1s", "7s"))
         service.until(lambda: service.plane.policy.n != n)
         assert timeout_of(service) == "7s"
+        assert service.operate("GET", "/v1/status")["problems"] == []
 
 
 def test_without_any_policy_it_does_not_start(tmp_path: Path) -> None:
@@ -123,9 +141,61 @@ def test_an_edit_is_published_and_a_broken_one_kept_out(tmp_path: Path) -> None:
 def test_a_stored_policy_outlives_the_service(tmp_path: Path) -> None:
     """With `policy_source: store` the file begins it; what was put is in force after a restart, whatever the file says."""
     with Running(tmp_path, STORED) as service:
-        service.operate("PUT", "/v1/policy", {"document": STORED.replace("1s", "9s")})
+        service.operate("PUT", "/v1/policy", {"document": STORED.replace("1s", "9s")}, if_match="*")
     with Running(tmp_path, STORED.replace("1s", "3s")) as service:
         assert timeout_of(service) == "9s"
+
+
+@pytest.mark.parametrize("broken", [STORED.replace("1s", "soon"), "services: ["])
+def test_a_broken_file_does_not_end_a_stored_policy(tmp_path: Path, broken: str) -> None:
+    """Whatever can be read of it: what was put stays, also when the file is mended, and another may be put."""
+    put = MESH.replace("1s", "9s")  # which says nothing of where policies come from
+    with Running(tmp_path, STORED) as service:
+        service.operate("PUT", "/v1/policy", {"document": put}, if_match="*")
+    with Running(tmp_path, broken) as service:
+        assert timeout_of(service) == "9s"
+        assert service.operate("GET", "/v1/status")["problems"] != []
+        service.file.write_text(STORED)
+        service.operate("PUT", "/v1/policy", {"document": put.replace("9s", "8s")}, if_match="*")
+    with Running(tmp_path, None) as service:
+        assert timeout_of(service) == "8s"
+
+
+@pytest.mark.parametrize(("before", "after"), [(STORED, MESH), (MESH, STORED)])
+def test_another_source_of_the_policy_is_never_a_slip(tmp_path: Path, before: str, after: str) -> None:
+    """The start is refused with what would be lost and what to do; set back, or done on purpose, it starts."""
+    with Running(tmp_path, before) as service:
+        n = service.operate("GET", "/v1/policy")["n"]
+    source = service.state / "control" / "policy-source"
+    assert stat.S_IMODE(source.stat().st_mode) == 0o600
+    for broken in ("", "  stock: {timeout: soon}\n"):
+        with pytest.raises(ConfigError, match=rf"policy_source is .* in force any more.*remove {source}"):
+            Running(tmp_path, after + broken).__enter__()
+    with Running(tmp_path, before) as service:
+        assert service.operate("GET", "/v1/policy")["n"] == n
+    source.unlink()
+    with Running(tmp_path, after):
+        assert source.read_text() == ("store\n" if after == STORED else "file\n")
+
+
+def test_a_start_that_fails_is_not_remembered(tmp_path: Path) -> None:
+    """Where the first one does not come to serve, the next may have another source."""
+    with pytest.raises(ConfigError, match="--listen"):
+        asyncio.run(serve(Settings(Running(tmp_path, "version: 1\nmesh: shop\n").file, "", tmp_path / "state")))
+    with Running(tmp_path, STORED):
+        pass
+
+
+def test_the_folder_of_a_broken_file_is_the_one_that_it_says(tmp_path: Path) -> None:
+    """`state_dir` is not policy, so it counts also where the policy is broken."""
+    versions = []
+    for text in (MESH, MESH.replace("1s", "soon")):
+        running = Running(tmp_path, text + "state_dir: here\n")
+        running.state = None  # type: ignore[assignment]
+        with running as service:
+            versions.append(service.plane.policy.n)
+    assert versions[0] == versions[1]
+    assert (tmp_path / "here" / "control" / "store.sqlite").exists()
 
 
 def test_a_folder_that_others_may_read_is_refused(tmp_path: Path) -> None:

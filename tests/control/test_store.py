@@ -21,7 +21,6 @@ from meshlib.control.store import (
     TOKEN_KEPT_S,
     TOKEN_LIFE_S_MAX,
     UNKNOWN_LIFE_S,
-    Certificate,
     CertificateRevoked,
     PolicyChanged,
     Store,
@@ -79,7 +78,11 @@ def test_resources_and_instances_are_kept_together(store, path):
     assert store.resources() == rows
     assert store.instances() == instances
     assert store.last_n() == 8
-    store.save([], [Instance("b", "x.default", "h:2", "", 1, {})], ["a", "c", "never"])
+    store.save(
+        [],
+        [Instance("b", "x.default", "h:2", "", 1, {})],
+        [(one.service, one.id) for one in (*instances[::2], replace(INSTANCE, service="x.default"))],
+    )
     assert store.instances() == [Instance("b", "x.default", "h:2", "", 1, {})]
     store.close()
 
@@ -160,16 +163,16 @@ def add_token(store: Store, name: str = "t", uses: int = 1, expires: float = 100
 
 def refusal(store: Store, key: str, *, name: str = "t", secret: str = "secret", now: float = 1.0) -> str:
     with pytest.raises(TokenRefused) as caught:
-        store.redeem(name, secret, key, now)
+        store.redeem(name, secret, key, 9, now)
     return caught.value.reason
 
 
 def test_a_token_is_used_up_and_the_same_key_may_ask_again(store, path):
-    """F24: a lost answer costs no use; another key does."""
+    """F24: a lost answer costs no use, and is of the same enrolment; another key costs one."""
     add_token(store)
-    assert store.redeem("t", "secret", "k1", 1.0) == "inventory.default"
+    assert store.redeem("t", "secret", "k1", 5, 1.0) == ("inventory.default", 5)
     store = again(store, path)
-    assert store.redeem("t", "secret", "k1", 1.0) == "inventory.default"
+    assert store.redeem("t", "secret", "k1", 6, 1.0) == ("inventory.default", 5)
     assert refusal(store, "k2") == "used"
     assert store.tokens(1.0) == [Token("t", "inventory.default", 1, 1, 100.0)]
     store.close()
@@ -182,7 +185,7 @@ def test_a_token_is_refused_for_a_reason_and_a_wrong_secret_is_told_from_nothing
     assert refusal(store, "k", secret="wrong") == "unknown"
     assert refusal(store, "k", now=100.0) == "expired"
     assert store.tokens(1.0)[0].used == 0
-    store.redeem("t", "secret", "k", 99.9)
+    store.redeem("t", "secret", "k", 5, 99.9)
     assert store.remove_token("t")
     assert refusal(store, "k") == "revoked"
     assert not store.remove_token("t")
@@ -199,7 +202,7 @@ def test_of_fifty_with_different_keys_one_wins(store):
         def redeem(key: int, name: str = name, barrier: threading.Barrier = barrier) -> str:
             barrier.wait()
             try:
-                return store.redeem(name, "secret", f"k{key}", 1.0)
+                return store.redeem(name, "secret", f"k{key}", key + 1, 1.0)[0]
             except TokenRefused as refused:
                 return refused.reason
 
@@ -229,7 +232,7 @@ def test_a_token_lives_a_month_at_most(store):
 def test_an_expired_token_is_forgotten_after_an_hour(store):
     """Until then its holder is told what is wrong."""
     add_token(store, expires=100.0)
-    store.redeem("t", "secret", "k", 1.0)
+    store.redeem("t", "secret", "k", 5, 1.0)
     store.forget(100.0 + TOKEN_KEPT_S - 1.0)
     assert refusal(store, "k", now=200.0) == "expired"
     store.forget(100.0 + TOKEN_KEPT_S)
@@ -247,99 +250,111 @@ def test_the_operator_s_token_is_one(store, path):
     store.close()
 
 
-def leaf(serial: int, parent: int | None = None, ends: float = 100.0) -> Certificate:
-    return Certificate(serial, "inventory.default", "", parent, f"key {serial}", ends)
+SERVICE = "inventory.default"
 
 
-def test_revoking_takes_all_that_were_renewed_from_it(store, path):
-    """Not what it was renewed from itself, nor its siblings."""
-    for serial, parent in ((1, None), (2, 1), (3, 2), (4, 1), (5, None)):
-        store.add_certificate(leaf(serial, parent), 0.0)
-    assert sorted(store.revoke(2, 1.0)) == [2, 3]
+def test_a_revoked_enrolment_gets_no_leaf_any_more(store, path):
+    """However many it has had: one row says so, also after a restart. Others are not touched."""
+    for number in range(50):
+        store.add_leaf(1, SERVICE, 100.0 + number, 0.0)
+    store.add_leaf(2, SERVICE, 100.0, 0.0)
+    assert store.revoke(1, 1.0, 10.0)
+    assert store.revoke(1, 2.0, 10.0), "asked again, it is the same answer"
     store = again(store, path)
-    assert store.revoked(1.0) == [2, 3]
-    assert [store.is_revoked(serial) for serial in (1, 2, 3, 4, 5)] == [False, True, True, False, False]
-    assert sorted(store.revoke(2, 1.0)) == [2, 3], "asked again, it is the same answer"
-    assert sorted(store.revoke(1, 1.0)) == [1, 2, 3, 4]
+    with pytest.raises(CertificateRevoked):
+        store.add_leaf(1, SERVICE, 200.0, 3.0)
+    store.add_leaf(2, SERVICE, 200.0, 3.0)
+    assert store.revoked(148.9) == ([1], 1)
+    assert store.revoked(149.0) == ([], 0), "nobody accepts them anyway"
+    assert store._database.rows("SELECT enrolment, ends FROM enrolments") == [(1, 149.0), (2, 200.0)]
     store.close()
 
 
-def test_a_revoked_leaf_is_not_renewed_and_its_key_gets_no_other(store):
-    """F24. Also not by redeeming the token again that it came from, whenever that ends."""
-    store.add_certificate(leaf(1), 0.0)
-    store.revoke(1, 1.0)
-    with pytest.raises(CertificateRevoked):
-        store.add_certificate(leaf(2, parent=1), 1.0)
-    with pytest.raises(CertificateRevoked):
-        store.add_certificate(leaf(3)._replace(key_sha256="key 1"), 1.0)
-    store.forget(TOKEN_LIFE_S_MAX)
-    with pytest.raises(CertificateRevoked):
-        store.add_certificate(leaf(3)._replace(key_sha256="key 1"), 1.0)
-    assert not store.is_revoked(2)
+def test_a_revocation_outlives_what_the_store_has_forgotten(store):
+    """After a backup came back there may be leaves that it does not know: they end a leaf's life from now."""
+    store.add_leaf(1, SERVICE, 10.0, 0.0)
+    store.revoke(1, 1.0, 50.0)
+    assert (store.revoked(50.9), store.revoked(51.0)) == (([1], 1), ([], 0))
 
 
-def test_a_leaf_is_remembered_as_long_as_one_that_it_comes_from(store):
-    """Otherwise a chain would break at one with a short life, and revoking its beginning would miss its end."""
-    store.add_certificate(leaf(1, ends=1000.0), 0.0)
-    store.add_certificate(leaf(2, parent=1, ends=10.0), 0.0)
-    store.add_certificate(leaf(3, parent=2, ends=20.0), 0.0)
-    store.add_certificate(leaf(9, ends=10.0), 0.0)
+def test_a_revocation_outlives_the_token_that_could_undo_it(store):
+    """F24. The same key that redeems the same token again is the same enrolment, whenever the token ends."""
+    add_token(store, uses=2, expires=1000.0)
+    _, enrolment = store.redeem("t", "secret", "k", 5, 0.0)
+    store.add_leaf(enrolment, SERVICE, 10.0, 0.0, token="t", instance="i")
+    store.add_leaf(6, SERVICE, 10.0, 0.0)
+    store.revoke(enrolment, 1.0, 10.0)
+    store.forget(999.0)
+    assert store.redeem("t", "secret", "k", 7, 999.0) == (SERVICE, 5)
+    with pytest.raises(CertificateRevoked):
+        store.add_leaf(5, SERVICE, 2000.0, 999.0)
+    store.forget(1000.0 + TOKEN_KEPT_S)
+    assert store._database.rows("SELECT * FROM enrolments") == []
+
+
+def test_an_enrolment_is_remembered_as_long_as_its_last_leaf(store):
+    """Whichever was the last to be handed out; with the token that it came from, and who came."""
+    store.add_leaf(1, SERVICE, 1000.0, 0.0, token="t", instance="i")
+    store.add_leaf(1, SERVICE, 10.0, 0.0)
     store.forget(500.0)
-    assert sorted(store.revoke(1, 500.0)) == [1, 2, 3]
-    assert store.revoke(9, 500.0) == [9], "it had been forgotten"
+    assert store._database.rows("SELECT * FROM enrolments") == [(1, SERVICE, "t", "i", 1000.0, None)]
+    store.forget(1000.0)
+    assert not store.revoke(1, 1000.0, 10.0)
 
 
-def test_revoked_ones_are_published_until_they_expire(store):
-    """After that nobody accepts them anyway."""
-    store.add_certificate(leaf(1, ends=100.0), 0.0)
-    store.revoke(1, 1.0)
-    assert store.revoked(99.9) == [1]
-    assert store.revoked(100.0) == []
-
-
-def test_a_leaf_that_the_store_does_not_know_can_be_revoked(store):
-    """A store was lost, the authority was not: its leaves are still good. It counts as one of the longest life."""
-    assert store.revoke(0xABC, 5.0) == [0xABC]
-    assert store.revoked(5.0 + UNKNOWN_LIFE_S - 1.0) == [0xABC]
+def test_an_enrolment_that_the_store_does_not_know_can_be_revoked_where_that_is_wanted(store):
+    """A store was lost, the authority was not: its leaves are still good. They count as ones of the longest life."""
+    assert not store.revoke(0xABC, 5.0, 10.0)
+    assert store.revoked(5.0) == ([], 0)
+    assert store.revoke(0xABC, 5.0, 10.0, unknown=True)
+    assert store.revoked(5.0 + UNKNOWN_LIFE_S - 1.0) == ([0xABC], 1)
     with pytest.raises(CertificateRevoked):
-        store.add_certificate(leaf(2, parent=0xABC), 6.0)
+        store.add_leaf(0xABC, SERVICE, 100.0, 6.0)
 
 
-def test_revoked_ones_are_bounded(store, monkeypatch):
-    """Every process gets the list. Beyond: refused, nothing of it done, and what to do instead."""
+def test_of_many_revoked_the_newest_are_told(store, monkeypatch):
+    """Every process gets the list, so it is bounded; what is revoked stays so here, whatever is told."""
     monkeypatch.setattr(module, "REVOKED_MAX", 2)
-    for serial, parent in ((1, None), (2, None), (3, 2)):
-        store.add_certificate(leaf(serial, parent), 0.0)
-    store.revoke(1, 1.0)
-    with pytest.raises(StoreFull, match="rotate --root"):
-        store.revoke(2, 1.0)
-    assert store.revoked(1.0) == [1]
-    store.revoke(2, 100.0)
+    for enrolment in (3, 2, 1):
+        store.add_leaf(enrolment, SERVICE, 100.0, 0.0)
+        store.revoke(enrolment, 4.0 - enrolment, 10.0)
+    assert store.revoked(5.0) == ([1, 2], 3)
+    with pytest.raises(CertificateRevoked):
+        store.add_leaf(3, SERVICE, 100.0, 5.0)
 
 
-def test_certificates_are_bounded_and_expired_ones_make_room(store, path, monkeypatch):
-    """The count is right after a restart, too."""
-    monkeypatch.setattr(module, "CERTIFICATES_MAX", 2)
-    store.add_certificate(leaf(1, ends=10.0), 0.0)
-    store.add_certificate(leaf(2, ends=20.0), 0.0)
+def test_a_store_knows_how_old_it_is(store, path):
+    """From the first time that it is asked."""
+    assert store.made_at(5.0) == 5.0
     store = again(store, path)
-    with pytest.raises(StoreFull, match="2 certificates"):
-        store.add_certificate(leaf(3), 0.0)
-    store.add_certificate(leaf(3), 10.0)
-    with pytest.raises(StoreFull):
-        store.add_certificate(leaf(4), 10.0)
+    assert store.made_at(7.0) == 5.0
     store.close()
 
 
-def test_certificates_of_one_service_leave_room_for_others(store, monkeypatch):
+def test_enrolments_are_bounded_and_ended_ones_make_room(store, path, monkeypatch):
+    """The count is right after a restart, too. A renewal needs no room."""
+    monkeypatch.setattr(module, "ENROLMENTS_MAX", 2)
+    store.add_leaf(1, SERVICE, 10.0, 0.0)
+    store.add_leaf(2, SERVICE, 20.0, 0.0)
+    store = again(store, path)
+    with pytest.raises(StoreFull, match="2 enrolments"):
+        store.add_leaf(3, SERVICE, 100.0, 0.0)
+    store.add_leaf(2, SERVICE, 30.0, 0.0)
+    store.add_leaf(3, SERVICE, 100.0, 10.0)
+    with pytest.raises(StoreFull):
+        store.add_leaf(4, SERVICE, 100.0, 10.0)
+    store.close()
+
+
+def test_enrolments_of_one_service_leave_room_for_others(store, monkeypatch):
     """Its own bound is met first, and nobody else's."""
-    monkeypatch.setattr(module, "SERVICE_CERTIFICATES_MAX", 2)
-    store.add_certificate(leaf(1, ends=10.0), 0.0)
-    store.add_certificate(leaf(2, ends=20.0), 0.0)
+    monkeypatch.setattr(module, "SERVICE_ENROLMENTS_MAX", 2)
+    store.add_leaf(1, SERVICE, 10.0, 0.0)
+    store.add_leaf(2, SERVICE, 20.0, 0.0)
     with pytest.raises(StoreFull, match="2 of inventory"):
-        store.add_certificate(leaf(3), 0.0)
-    store.add_certificate(leaf(4)._replace(service="orders.default"), 0.0)
-    store.add_certificate(leaf(3), 10.0)
+        store.add_leaf(3, SERVICE, 100.0, 0.0)
+    store.add_leaf(4, "orders.default", 100.0, 0.0)
+    store.add_leaf(3, SERVICE, 100.0, 10.0)
 
 
 def killed_at(path: Path, acknowledged: int, then_s: float) -> dict[str, int]:
@@ -378,9 +393,10 @@ def check_after_kill(path: Path, said: dict[str, int]) -> None:
     tokens = {token.id: token.used for token in store.tokens(0.0)}
     assert f"t{said['token']}" in tokens
     assert tokens[f"t{said['redeemed']}"] == 1
-    assert store.redeem(f"t{said['redeemed']}", store_writer.PADDING, f"key {said['redeemed']}", 0.0) == "a.default"
-    assert store.revoke(said["certificate"], 0.0) == [said["certificate"]]
-    assert store.is_revoked(said["revoked"])
+    redeemed = store.redeem(f"t{said['redeemed']}", store_writer.PADDING, f"key {said['redeemed']}", 1 << 60, 0.0)
+    assert redeemed == ("a.default", said["redeemed"])
+    assert said["revoked"] in store.revoked(0.0).enrolments
+    assert store.revoke(said["leaf"], 0.0, 1.0)
     assert store.last_n() >= max(said.values())
     store.close()
 

@@ -73,7 +73,7 @@ def test_the_files_that_it_names_are_watched_too(tmp_path: Path):
         MESH.replace("payments: {endpoints: [{registry: {}}]}", "payments: {endpoints: [{file: payments.json}]}")
     )
     watched = Watched(file)
-    watched.watch.follow(read_policy(file).config)
+    watched.watch.follow(read_policy(file))
     watched.write('["10.0.0.2:80"]', endpoints)
     (read,) = watched.look()
     assert isinstance(read, Read)
@@ -87,13 +87,60 @@ def test_a_directory_is_watched_for_new_files(tmp_path: Path):
     folder.mkdir()
     (folder / "a.yaml").write_text(MESH)
     watched = Watched(folder)
-    watched.watch.follow(read_policy(folder).config)
+    watched.watch.follow(read_policy(folder))
     watched.write("services: {stock: {}}\n", folder / "b.yaml")
     os.utime(folder, (5, 5))
     (read,) = watched.look()
     assert isinstance(read, Read)
     assert "stock.default" in read.config.services
     assert parse_policy(read.document, "stored").config.names() == read.config.names()
+
+
+GOOD, BAD = "services: {stock: {timeout: 1s}}\n", "services: {stock: {timeout: soon}}\n"
+
+
+def test_a_broken_part_is_watched_until_it_is_mended(tmp_path: Path):
+    """A new part with a mistake, corrected in place: the directory itself does not change any more."""
+    (tmp_path / "a.yaml").write_text(MESH)
+    watched, part = Watched(tmp_path), tmp_path / "b.yaml"
+    watched.write(BAD, part)
+    assert [type(one) for one in watched.look()] == [ConfigError]
+    folder = tmp_path.stat()
+    watched.write(GOOD, part)
+    os.utime(tmp_path, ns=(folder.st_atime_ns, folder.st_mtime_ns))
+    (read,) = watched.look()
+    assert isinstance(read, Read)
+    assert "stock.default" in read.config.services
+
+
+def test_a_directory_that_is_broken_at_first_is_watched(tmp_path: Path):
+    """What is told to be in force was made of none of its files."""
+    part = tmp_path / "b.yaml"
+    (tmp_path / "a.yaml").write_text(MESH)
+    part.write_text(BAD)
+    watched = Watched(tmp_path)
+    watched.watch.follow(parse_policy(MESH, "stored"))
+    watched.write(GOOD, part)
+    assert [type(one) for one in watched.look()] == [Read]
+
+
+@pytest.mark.parametrize("before", [None, "[1, 2]", "nonsense: ["])
+def test_a_file_that_a_broken_policy_names_is_watched(tmp_path: Path, before: str | None):
+    """It is missing or wrong when mesh.yaml begins to name it: that it is mended is seen, at the start and later."""
+    file, endpoints = tmp_path / "mesh.yaml", tmp_path / "payments.json"
+    text = MESH.replace("payments: {endpoints: [{registry: {}}]}", "payments: {endpoints: [{file: payments.json}]}")
+    file.write_text(MESH)
+    later = Watched(file)
+    later.watch.follow(read_policy(file))
+    if before is not None:
+        endpoints.write_text(before)
+    later.write(text)
+    (error,) = later.look()
+    assert isinstance(error, ConfigError)
+    at_start = Watched(file)
+    at_start.watch.follow(error)
+    later.write('["10.0.0.1:80"]', endpoints)
+    assert [type(one) for watched in (later, at_start) for one in watched.look()] == [Read, Read]
 
 
 @pytest.mark.parametrize(

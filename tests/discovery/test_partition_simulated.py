@@ -11,7 +11,7 @@ import time
 from typing import Any
 
 import httpx
-from test_followed_policy import AUTHORITY, BOOTSTRAP, BUNDLE, SIGNER
+from test_followed_policy import AUTHORITY, BOOTSTRAP, SIGNER
 
 from meshlib.config import MeshConfig
 from meshlib.control.catalog import Catalog
@@ -116,9 +116,7 @@ def caller(sim: Simulation, service: ConfigService) -> FakeMesh:
             "caller", "front.default", ["items.default"], policy.subscription.request()["have"], False
         )
 
-    sim.spawn(
-        follow(sim.runtime, PollSchedule(), poll, lambda reply: policy.take(reply, BUNDLE, sim.now()), lambda _e: None)
-    )
+    sim.spawn(follow(sim.runtime, PollSchedule(), poll, lambda reply: policy.take(reply, sim.now()), lambda _e: None))
     return mesh
 
 

@@ -110,5 +110,7 @@ def test_a_second_loss_of_memory_extends_the_grace() -> None:
     report(registered, 1, 1, 2, now=0.0)
     report(registered, 2, epoch="e2", now=1.0)
     report(registered, 3, epoch="e3", now=20.0)
-    assert ports(registered, 40.0) == [1, 2]
-    assert ports(registered, 20.0 + EPOCH_GRACE_S) == []
+    assert ports(registered, 90.0) == [1, 2]
+    assert [e.absent for e in registered.endpoints(90.0)] == [False, False]
+    assert ports(registered, 20.0 + EPOCH_GRACE_S) == [1, 2], "stale beats empty"
+    assert [e.absent for e in registered.endpoints(20.0 + EPOCH_GRACE_S)] == [True, True]

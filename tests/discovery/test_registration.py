@@ -12,7 +12,7 @@ DOCUMENT = {"instance": "i", "address": "127.0.0.1:1"}
 def registered() -> Registration:
     registration = Registration()
     registration.serve(DOCUMENT)
-    registration.told("register")
+    registration.told("register", DOCUMENT)
     return registration
 
 
@@ -23,7 +23,7 @@ def test_serving_is_told_once() -> None:
     registration.serve(DOCUMENT)
     assert registration.due(0.0) == "register"
     assert not registration.serving
-    registration.told("register")
+    registration.told("register", DOCUMENT)
     assert registration.serving
     assert registration.due(1e9) == ""
 
@@ -35,7 +35,7 @@ def test_what_could_not_be_told_is_told_again_within_bounds() -> None:
     for _ in range(100):
         registration.failed(now, rng)
         assert registration.due(now + CAP_S) == "register"
-    registration.told("register")
+    registration.told("register", DOCUMENT)
     assert registration.serving
 
 
@@ -46,7 +46,7 @@ def test_a_service_that_has_forgotten_is_told_again() -> None:
     assert registration.due(0.0) == "register"
     drained = registered()
     drained.drain(0.0)
-    drained.told("drain")
+    drained.told("drain", DOCUMENT)
     drained.forgotten()
     assert drained.due(0.0) == ""
 
@@ -71,7 +71,7 @@ def test_a_late_answer_to_a_registration_does_not_undo_a_drain() -> None:
     """`register` was under way when the drain began."""
     registration = registered()
     registration.drain(0.0)
-    registration.told("register")
+    registration.told("register", DOCUMENT)
     assert registration.due(0.0) == "drain"
 
 
@@ -79,7 +79,8 @@ def test_who_does_not_hear_the_drain_is_not_told_farewell() -> None:
     """A drain that could not be told for half a second; told, or only just begun, there is a last word."""
     registration = registered()
     registration.drain(10.0)
-    assert registration.leaves_word(10.4)
-    assert not registration.leaves_word(10.6)
-    registration.told("drain")
+    assert registration.leaves_word(10.9)
+    registration.failed(10.2, random.Random(1))
+    assert not registration.leaves_word(10.8)
+    registration.told("drain", DOCUMENT)
     assert registration.leaves_word(99.0)

@@ -118,12 +118,46 @@ def test_a_bad_resource_is_rejected_and_its_neighbours_go_in() -> None:
     assert process.subscription.request()["rejected"] == {}
 
 
-def test_bad_defaults_are_rejected_alone() -> None:
-    """A service of the same reply goes in."""
-    process = started("a.default")
-    process.hears(fragment("defaults", 2, {"bad": 1}), service("a.default", 2, {"v": 2}))
-    assert process.policy == {"defaults": {}, OWN: {}, "a.default": {"v": 2}}
-    assert set(process.subscription.rejected) == {"defaults"}
+def test_bad_defaults_hold_back_what_was_written_for_them() -> None:
+    """A service of the same edit relied on them; one of another edit goes in."""
+    process = started("a.default", "b.default")
+    process.hears(
+        fragment("defaults", 2, {"bad": 1}), service("a.default", 2, {"v": 2}), service("b.default", 3, {"v": 3})
+    )
+    assert process.policy == {"defaults": {}, OWN: {}, "a.default": {}, "b.default": {"v": 3}}
+    assert set(process.subscription.rejected) == {"defaults", "service/a.default"}
+    process.hears(fragment("defaults", 4, {"good": 1}))
+    assert process.policy == {"defaults": {"good": 1}, OWN: {}, "a.default": {"v": 2}, "b.default": {"v": 3}}
+    assert process.subscription.rejected == {}
+
+
+def test_laxer_defaults_do_not_go_in_without_the_stricter_service() -> None:
+    """One edit moves `strict` from the defaults to the services, one of which cannot be used: all stays as it was."""
+    process = Process("a.default", "b.default")
+    process.hears(
+        fragment("defaults", 1, {"mtls": "strict"}), service(OWN, 1), service("a.default", 1), service("b.default", 1),
+        endpoints("a.default", 1, "h:1"), endpoints("b.default", 1, "h:2"),
+    )  # fmt: skip
+    before = process.policy
+    process.hears(
+        fragment("defaults", 2, {"mtls": "disabled"}), service("a.default", 2, {"mtls": "strict", "bad": True}),
+        service("b.default", 2, {"mtls": "strict"}),
+    )  # fmt: skip
+    assert process.policy == before
+    assert "service/a.default" in process.subscription.rejected
+
+
+def test_nothing_is_in_force_before_our_own_service() -> None:
+    """It is rejected at the start: what it would be served by is not its policy, so there is none."""
+    process = Process("a.default")
+    process.hears(
+        fragment("defaults", 1, {"mtls": "disabled"}), service(OWN, 1, {"mtls": "strict", "bad": True}),
+        service("a.default", 1), endpoints("a.default", 1, "h:1"),
+    )  # fmt: skip
+    assert process.policy is None
+    assert not process.subscription.knows("a.default")
+    process.hears(service(OWN, 2, {"mtls": "strict"}))
+    assert process.policy == {"defaults": {"mtls": "disabled"}, OWN: {"mtls": "strict"}, "a.default": {}}
 
 
 def test_what_breaks_a_neighbour_in_force_is_kept_out_until_the_neighbour_has_moved() -> None:

@@ -14,7 +14,7 @@ from meshlib.identity.csr import checked_csr
 from meshlib.identity.join_token import JoinToken, parse_bearer
 from meshlib.identity.roots import Roots
 from meshlib.identity.spiffe import SpiffeId
-from meshlib.identity.svid import Svid, TrustBundle, leaf_facts, verify_svid
+from meshlib.identity.svid import Svid, TrustBundle, enrolment_of, leaf_facts, verify_svid
 
 from .clocks import Clock
 
@@ -70,7 +70,7 @@ class ConfigService:
             if known is None or known[1] != secret or (key not in keys and len(keys) == uses):
                 raise Refused("the token is unknown or used")
             keys.add(key)
-            return self._answer(csr_pem, 0)
+            return self._answer(csr_pem, 0, None)
 
     def renew(self, svid: Svid, bundle: TrustBundle, csr_pem: bytes) -> Issued:
         """See control.Authority."""
@@ -80,17 +80,17 @@ class ConfigService:
                 verify_svid(svid.chain(), {TRUST_DOMAIN: self.bundle}, self.clock.now + self.skew_s)
             except ValueError as error:
                 raise IdentityError(f"refused our certificate: {error}") from None
-            return self._answer(csr_pem, svid.serial)
+            return self._answer(csr_pem, svid.serial, enrolment_of(svid.serial))
 
     def _called(self, what: str) -> None:
         self.calls.append(what)
         if self.down is not None:
             raise self.down
 
-    def _answer(self, csr_pem: bytes, shown: int) -> Issued:
+    def _answer(self, csr_pem: bytes, shown: int, enrolment: int | None) -> Issued:
         now, key = self.clock.now + self.skew_s, checked_csr(csr_pem).public_key
         issued = Issued(
-            self.roots.signer.sign(key, ORDERS, now=now, life_s=self.life_s),
+            self.roots.signer.sign(key, ORDERS, now=now, life_s=self.life_s, enrolment=enrolment),
             self.roots.bundle_pem,
             self.roots.generation,
         )

@@ -9,9 +9,9 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from meshlib.identity.ca import BACKDATE_S, LEAF_LIFE_S, ROOT_LIFE_S, CertificateAuthority
+from meshlib.identity.ca import BACKDATE_S, LEAF_LIFE_S, ROOT_LIFE_S, CertificateAuthority, new_enrolment
 from meshlib.identity.spiffe import SpiffeId
-from meshlib.identity.svid import TrustBundle, leaf_facts, verify_svid
+from meshlib.identity.svid import ENROLMENT_BITS, TrustBundle, enrolment_of, leaf_facts, verify_svid
 
 NOW = 1_800_000_000.0
 STOCK = SpiffeId.for_service("shop.dev", "inventory.stock")
@@ -70,6 +70,25 @@ def test_a_key_that_somebody_else_made(curve: ec.EllipticCurve) -> None:
     assert verify_svid([ssl.PEM_cert_to_DER_cert(pem.decode())], {"shop.dev": bundle}, NOW) == STOCK
     with pytest.raises(ValueError, match="does not issue"):
         authority.sign(key, SpiffeId.for_service("bank.dev", "vault"), now=NOW)
+
+
+@pytest.mark.parametrize("enrolment", [1, (1 << ENROLMENT_BITS) - 1])
+def test_a_serial_carries_its_enrolment(enrolment: int) -> None:
+    """The same for all leaves of one; beside it enough chance, and in all at most 20 octets, as RFC 5280 wants it."""
+    authority = CertificateAuthority.create("shop.dev", now=NOW)
+    one, other = (authority.issue(STOCK, now=NOW, enrolment=enrolment) for _ in range(2))
+    assert enrolment_of(one.serial) == enrolment_of(other.serial) == enrolment
+    assert one.serial != other.serial
+    assert one.serial.bit_length() < 160
+
+
+def test_an_enrolment_is_drawn_where_none_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Never 0, which would be nobody's; another each time."""
+    authority = CertificateAuthority.create("shop.dev", now=NOW)
+    assert len({enrolment_of(authority.issue(STOCK, now=NOW).serial) for _ in range(20)}) == 20
+    for drawn, expected in ((0, 1), ((1 << ENROLMENT_BITS) - 2, (1 << ENROLMENT_BITS) - 1)):
+        monkeypatch.setattr("meshlib.identity.ca.secrets.randbelow", lambda below, drawn=drawn: min(drawn, below - 1))
+        assert new_enrolment() == expected
 
 
 def test_the_hash_of_a_root() -> None:

@@ -314,8 +314,8 @@ class Lying(ConfigService):
 
     what = ""
 
-    def _answer(self, csr_pem: bytes, shown: int) -> Issued:
-        good, key = super()._answer(csr_pem, shown), checked_csr(csr_pem).public_key
+    def _answer(self, csr_pem: bytes, shown: int, enrolment: int | None) -> Issued:
+        good, key = super()._answer(csr_pem, shown, enrolment), checked_csr(csr_pem).public_key
         other = CertificateAuthority.create(TRUST_DOMAIN, now=self.clock.now)
         somebody = SpiffeId.for_service(TRUST_DOMAIN, "signer.meshlib")
         lies = {

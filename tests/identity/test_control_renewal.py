@@ -16,7 +16,7 @@ from meshlib.identity.control import OWN_LEAF_WITHIN_S, ControlSource
 from meshlib.identity.credentials import Credentials
 from meshlib.identity.enrolment import Enrolment
 from meshlib.identity.renewal import RETRY_CAP_S
-from meshlib.identity.svid import PeerIdentityError, Svid, TrustBundle, verify_svid
+from meshlib.identity.svid import PeerIdentityError, Svid, TrustBundle, enrolment_of, verify_svid
 
 from .clocks import Chance, Clock
 from .config_service import ORDERS, TRUST_DOMAIN, ConfigService, Host, Refused
@@ -268,7 +268,7 @@ def test_what_is_revoked_stays_revoked(world: World) -> None:
 def test_our_own_leaf_revoked_is_the_end(world: World) -> None:
     """No renewal, no way round by the files or the token; said again after a wait, not every second."""
     world.host.give_token()
-    world.service.revoked.add(world.own.serial)
+    world.service.revoked.add(enrolment_of(world.own.serial))
     world.trust()
     failures = 0
     for _ in range(120):
@@ -284,9 +284,10 @@ def test_our_own_leaf_revoked_is_the_end(world: World) -> None:
 def test_a_revoked_enrolment_is_not_begun_with(world: World) -> None:
     """Our own leaf has ended, the files' has not but is revoked: a token, or nothing."""
     world.settle(0.51 * LEAF_LIFE_S, step_s=60)
-    revoked = TrustBundle(TRUST_DOMAIN, world.bundle.pem, frozenset([world.kept()[0].serial]))
-    world.source._held = (world.enrolled, revoked)  # as if our own had ended with that of before
-    world.clock.now = world.enrolled.not_after + 1
+    revoked = TrustBundle(TRUST_DOMAIN, world.bundle.pem, frozenset([enrolment_of(world.kept()[0].serial)]))
+    held = world.service.roots.signer.issue(ORDERS, now=world.clock.now, life_s=LEAF_LIFE_S / 4)
+    world.source._held = (held, revoked)  # as if the files were of another enrolment by now
+    world.clock.now = held.not_after + 1
     world.service.calls.clear()
     with pytest.raises(Refused, match="used"):
         world.source.fetch()
@@ -388,7 +389,7 @@ def test_short_leaves_by_a_clock_that_is_wrong(tmp_path: Path, skew_s: float) ->
 
 def test_a_service_that_refuses_our_certificate(world: World) -> None:
     """Revoked there, not yet told here: the error is the service's own."""
-    world.service.revoked.add(world.own.serial)
+    world.service.revoked.add(enrolment_of(world.own.serial))
     world.clock.now += 0.6 * LEAF_LIFE_S
     with pytest.raises(IdentityError, match="has been revoked"):
         world.source.fetch()

@@ -17,7 +17,7 @@ from meshlib.identity.ca import LEAF_LIFE_S, CertificateAuthority
 from meshlib.identity.credentials import CLIENTS_MAX, Credentials
 from meshlib.identity.dev import DevSource, rotate_leaves, rotate_root
 from meshlib.identity.spiffe import SpiffeId
-from meshlib.identity.svid import PeerIdentityError, Svid, TrustBundle
+from meshlib.identity.svid import PeerIdentityError, Svid, TrustBundle, enrolment_of
 from meshlib.identity.tls import peer_of
 
 from .certificates import Handshake
@@ -329,7 +329,7 @@ def test_a_revoked_peer_is_out_at_the_next_handshake() -> None:
     orders, stock = pair.orders.svid, pair.stock.svid
 
     def without(given: tuple[Svid, TrustBundle], held: Svid, revoked: Svid) -> tuple[Svid, TrustBundle]:
-        return held, TrustBundle("shop.dev", given[1].pem, frozenset([revoked.serial]))
+        return held, TrustBundle("shop.dev", given[1].pem, frozenset([enrolment_of(revoked.serial)]))
 
     pair.sources[1].fetch = lambda: without(server(), stock, orders)  # type: ignore[method-assign]
     pair.sources[1].dirty = True
@@ -348,7 +348,7 @@ def test_our_own_leaf_revoked_is_not_put_to_use() -> None:
     """A source that gives one has none."""
     pair = Pair()
     fetch, held = pair.sources[0].fetch, pair.orders.svid
-    revoked = TrustBundle("shop.dev", fetch()[1].pem, frozenset([held.serial]))
+    revoked = TrustBundle("shop.dev", fetch()[1].pem, frozenset([enrolment_of(held.serial)]))
     pair.sources[0].fetch = lambda: (held, revoked)  # type: ignore[method-assign]
     pair.sources[0].dirty = True
     assert not pair.orders.refresh()

@@ -84,6 +84,21 @@ def _killed(*_: object) -> None:
     raise KeyboardInterrupt
 
 
+def test_a_replacement_outlives_a_power_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file is on the disk before it is renamed, and the folder after."""
+    done: list[str] = []
+    fsync, rename = os.fsync, Path.rename
+
+    def synced(fd: int) -> None:
+        done.append("folder" if stat.S_ISDIR(os.fstat(fd).st_mode) else "file")
+        fsync(fd)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(Path, "rename", lambda path, target: (done.append("rename"), rename(path, target))[1])
+    replace(tmp_path / "kept", b"x")
+    assert done == ["file", "rename", "folder"]
+
+
 def test_a_link_is_not_written_through(tmp_path: Path) -> None:
     """A link that waits under the temporary name leads nowhere."""
     make_private(tmp_path / "a")

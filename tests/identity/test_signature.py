@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from meshlib.identity.ca import LEAF_LIFE_S, CertificateAuthority
 from meshlib.identity.signature import SIGNATURE_CHARS_MAX, Signer, Verifier
 from meshlib.identity.spiffe import SpiffeId
-from meshlib.identity.svid import PeerIdentityError, Svid, TrustBundle
+from meshlib.identity.svid import PeerIdentityError, Svid, TrustBundle, enrolment_of
 
 NOW = 1_800_000_000.0
 SIGNER, ORDERS = (SpiffeId.for_service("shop.example", name) for name in ("signer.meshlib", "orders"))
@@ -97,7 +97,7 @@ def test_only_the_expected_signer_is_believed() -> None:
 def test_the_chain_is_verified() -> None:
     """Of another root, ended, not begun, or revoked: no verifier. Not a chain, or too long a one: no verifier."""
     other = CertificateAuthority.create("shop.example", now=NOW)
-    revoked = TrustBundle("shop.example", ROOT.certificate_pem, frozenset([SVID.serial]))
+    revoked = TrustBundle("shop.example", ROOT.certificate_pem, frozenset([enrolment_of(SVID.serial)]))
     for make in (
         lambda: _verifier(other.issue(SIGNER, now=NOW)),
         lambda: _verifier(now=NOW + LEAF_LIFE_S + 1),

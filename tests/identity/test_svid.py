@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 import pytest
+from cryptography import x509
 
 from meshlib.errors import MeshError
 from meshlib.identity.ca import CertificateAuthority
@@ -18,6 +19,7 @@ from meshlib.identity.svid import (
     Svid,
     TrustBundle,
     chain_of,
+    enrolment_of,
     issuing_root,
     leaf_facts,
     public_key,
@@ -194,9 +196,10 @@ ORDERS = SpiffeId.for_service("shop.dev", "orders")
 
 
 def test_a_revoked_leaf_is_nobody() -> None:
-    """At rest and on a live connection; another leaf of the same id is still somebody."""
-    one, other = (SHOP.issue(ORDERS, now=1_000_000.0) for _ in range(2))
-    revoked = TrustBundle("shop.dev", SHOP.certificate_pem, frozenset([one.serial]))
+    """At rest and on a live connection, with all of its enrolment; another of the same id is still somebody."""
+    named, other = (SHOP.issue(ORDERS, now=1_000_000.0) for _ in range(2))
+    one = SHOP.issue(ORDERS, now=1_000_000.0, enrolment=enrolment_of(named.serial))
+    revoked = TrustBundle("shop.dev", SHOP.certificate_pem, frozenset([enrolment_of(named.serial)]))
     said = f"certificate {one.serial:x} of {ORDERS} has been revoked"
     with pytest.raises(PeerIdentityError, match=said):
         verify_svid(one.chain(), {"shop.dev": revoked}, 1_000_000.0)
@@ -206,6 +209,16 @@ def test_a_revoked_leaf_is_nobody() -> None:
     assert verify_svid(other.chain(), {"shop.dev": revoked}, 1_000_000.0) == ORDERS
     assert verify_leaf(other.chain()[0], "shop.dev", revoked.revoked) == ORDERS
     assert verify_svid(one.chain(), {"shop.dev": SHOP_BUNDLE}, 1_000_000.0) == ORDERS
+
+
+def test_a_bundle_knows_its_roots_by_their_keys() -> None:
+    """As the leaves name them; a root that has no identifier cannot be named."""
+    leaf = x509.load_pem_x509_certificate(SHOP.issue(ORDERS, now=1_000_000.0).certificate_pem)
+    said = leaf.extensions.get_extension_for_class(x509.AuthorityKeyIdentifier).value.key_identifier
+    assert SHOP_BUNDLE.key_identifiers() == {said}
+    bare = certificate(None, "root", ca=True, usage=("keyCertSign",), eku=None, key_identifiers=False)
+    with pytest.raises(ValueError, match="no key identifier"):
+        bare.bundle("shop.dev").key_identifiers()
 
 
 def test_bundles_that_differ_in_what_is_revoked_differ() -> None:

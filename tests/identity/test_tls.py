@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from meshlib.identity.spiffe import SpiffeId
-from meshlib.identity.svid import PeerIdentityError, Svid, TrustBundle
+from meshlib.identity.svid import PeerIdentityError, Svid, TrustBundle, enrolment_of
 from meshlib.identity.tls import IdentityContext, _key_file, client_context, peer_of, serial_of, server_context
 
 from .certificates import HOUR_S, Handshake, Issued, certificate, load, root, stranger
@@ -283,7 +283,7 @@ def _members(world: World) -> tuple[Issued, Svid, Svid]:
 def test_a_revoked_client_is_refused_in_the_handshake(world: World) -> None:
     """By its serial, with the id that it proved; another leaf of the same id is let in."""
     client, revoked, stock = _members(world)
-    bundle = TrustBundle(TRUST_DOMAIN, world.bundle.pem, frozenset([revoked.serial, 7]))
+    bundle = TrustBundle(TRUST_DOMAIN, world.bundle.pem, frozenset([enrolment_of(revoked.serial), 7]))
     for optional in (False, True):
         server = server_context(stock, bundle, optional_client=optional)
         joined = Handshake(client_context(revoked, world.bundle, STOCK), server)
@@ -299,7 +299,7 @@ def test_a_revoked_client_is_refused_in_the_handshake(world: World) -> None:
 def test_a_revoked_server_gets_no_byte(world: World) -> None:
     """The client refuses it before anything is sent."""
     _, orders, stock = _members(world)
-    bundle = TrustBundle(TRUST_DOMAIN, world.bundle.pem, frozenset([stock.serial]))
+    bundle = TrustBundle(TRUST_DOMAIN, world.bundle.pem, frozenset([enrolment_of(stock.serial)]))
     joined = Handshake(client_context(orders, bundle, STOCK), server_context(stock, world.bundle))
     assert isinstance(joined.client_error, PeerIdentityError)
     assert (joined.client_error.expected, joined.client_error.actual) == (str(STOCK), str(STOCK))

@@ -54,13 +54,13 @@ class Controlled(World):
     def operator_token(self) -> JoinToken:
         return JoinToken.parse((self.state / "control" / "operator-token").read_text().strip())
 
-    def ask(self, method: str, path: str, document: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    def ask(self, method: str, path: str, document: Mapping[str, Any] | None = None, **options: Any) -> dict[str, Any]:
         """As the operator."""
         token = self.operator_token()
         if self._operator is None:
             expected = SpiffeId.for_service(DOMAIN, CONTROL_SERVICE)
             self._operator = ControlLink([self.url], PinnedTls(token.root_sha256, expected))
-        return self._operator.ask(method, path, document, bearer=token.bearer)
+        return self._operator.ask(method, path, document, bearer=token.bearer, **options)
 
     def token(self, service: str, uses: int = 1, ttl_s: float = 600.0) -> str:
         """A join token."""

@@ -49,7 +49,7 @@ class Writer:
 
     def _policy(self, number: int) -> None:
         document = {**self.world.document, "services": {"backend": {"timeout": f"{number}ms"}}}
-        self.world.ask("PUT", "/v1/policy", {"document": yaml.safe_dump(document)})
+        self.world.ask("PUT", "/v1/policy", {"document": yaml.safe_dump(document)}, headers={"If-Match": "*"})
         self.policy = number
 
     def _token(self, _number: int) -> None:

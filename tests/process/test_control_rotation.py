@@ -90,7 +90,9 @@ def test_a_new_root_costs_no_call_and_strands_no_sleeper(tmp_path: Path) -> None
 
 
 def test_a_revoked_certificate_is_nobody(tmp_path: Path) -> None:
-    """Revoked by serial: it polls no more, renews no more, and no peer answers it or calls it."""
+    """Revoked by serial: no peer answers it or calls it. With it goes its whole enrolment: a second process of this host
+    cannot get round it by the files. Another host, which has come with a token of its own, is served.
+    """
     with Controlled(tmp_path, {"backend": {}}) as world:
         world.serve("backend", 1)
         with caller(world) as mesh:
@@ -102,8 +104,15 @@ def test_a_revoked_certificate_is_nobody(tmp_path: Path) -> None:
             assert own in world.ask("POST", "/v1/ca/revoke", {"serial": own})["serials"]
             refused = until(lambda: _fails(mesh), "nobody answers a revoked caller")
             print(f"revoked: {refused}")
-        with caller(world) as mesh:  # its siblings on this host are not revoked
+        with caller(world) as sibling:
+            assert until(lambda: _fails(sibling), "nobody answers a sibling either")
+        other = tmp_path / "another host" / "mesh.yaml"
+        other.parent.mkdir()
+        other.write_bytes(world.config.read_bytes())
+        os.environ["MESHLIB_TOKEN_FILE"] = str(world.folder / "caller.token")
+        with Mesh("caller", other) as mesh:
             assert mesh.sync_client("backend").get("/who").status_code == 200
+            assert _fails(mesh) == ""
 
 
 def _fails(mesh: Mesh) -> str:

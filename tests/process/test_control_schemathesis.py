@@ -20,7 +20,7 @@ from meshlib.identity.spiffe import SpiffeId
 from process.controlled import DOMAIN, Controlled
 
 REQUESTS = int(os.environ.get("MESHLIB_FUZZ", "400"))
-OPERATIONS = 18
+OPERATIONS = 19
 CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
 WITHIN_S = 600.0
 ROTATION = "/v1/ca/rotate"
