@@ -17,4 +17,4 @@ async def stock(item: int) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    mesh.run()
+    mesh.run(host="127.0.0.1", port=int(os.environ.get("PORT", "0")))

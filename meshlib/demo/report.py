@@ -123,7 +123,7 @@ def print_tables(data: dict[str, Any], scenes: list[Scene], trails: list[str]) -
     console.print(Group(promises, "", _calls(data), "", _edges(data)))
     console.print(
         "Calls and failures are counted by the shopper, who called whom by the servers, without what a killed replica\n"
-        "served after it was last asked.",
+        "served after it was last asked. The visitor is the demo itself, asking the process that started on its own.",
         style="dim",
     )
     for trail in trails:

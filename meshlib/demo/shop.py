@@ -1,30 +1,35 @@
 """The demo's folder: mesh.yaml and what it names. Every write is one rename, as an editor or a deployment does it.
 
-<folder>/mesh.yaml · endpoints/<service>.yaml · logs/<process>.log · .meshlib/ (the local authority)
+<folder>/mesh.yaml · <service>.token · logs/<process>.log · .meshlib/ (of the config service) · host-1/ · host-2/
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+import random
+import socket
 from pathlib import Path
 
-from meshlib import load_config
+from .process import DemoError
 
 SERVICES = ("storefront", "orders", "inventory")
+TRUST_DOMAIN = "shop.dev"
+PORTS = range(20_000, 32_768)
+"""Below those that systems take for connections out (32768 on Linux, 49152 elsewhere), so that a process that starts
+again finds its port still free."""
 _MESH = """\
-# The mesh of the demo. Every process watches this file: edit it, and the edit is in force within a second.
+# The mesh of the demo. The config service watches this file: edit it, and the edit is in force within a second.
 version: 1
 mesh: shop
-identity: {source: dev}     # a local certificate authority in .meshlib; every connection is mutual TLS
+control: {urls: ["https://127.0.0.1:%d"]}
+identity: {source: control}     # certificates are the config service's; every connection is mutual TLS
 
 services:
   storefront:
-    endpoints: [{file: endpoints/storefront.yaml}]
+    endpoints: [{registry: {}}]     # whoever has registered: nobody is listed here
   orders:
-    endpoints: [{file: endpoints/orders.yaml}]
+    endpoints: [{registry: {}}]
   inventory:
-    endpoints: [{file: endpoints/inventory.yaml}]
+    endpoints: [{registry: {}}]
     subsets: {v1: {version: v1}, v2: {version: v2}}
     routes:
       - name: stock
@@ -35,36 +40,50 @@ services:
 
 
 class Shop:
-    """The files of one demo, in a folder that exists."""
+    """The files of one demo, in a folder that exists. `url`: of its config service."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.file, self.state_dir = folder, folder / "mesh.yaml", folder / ".meshlib"
+        self._taken: set[int] = set()
+        self._port = self.free_port()
+        self.url = f"https://127.0.0.1:{self._port}"
         (folder / "logs").mkdir()
-        (folder / "endpoints").mkdir()
-        for service in SERVICES:
-            self.write_endpoints(service, [])
         self.write_mesh("100", "0")
-
-    @property
-    def version(self) -> int:
-        """What `meshlib_policy_version` must say where the files as they are now are in force. ConfigError."""
-        return load_config(self.file).version_number
 
     def write_mesh(self, v1: str, v2: str) -> None:
         """mesh.yaml with these weights of inventory's two versions, as text: they need not be right."""
-        _replace(self.file, _MESH % (v1, v2))
+        _replace(self.file, _MESH % (self._port, v1, v2))
 
-    def write_endpoints(self, service: str, replicas: Sequence[tuple[str, str]]) -> None:
-        """Where the replicas of a service listen: (address, version or '')."""
-        entries = [
-            {"address": address, "labels": {"version": version} if version else {}} for address, version in replicas
-        ]
-        lines = ["# written by the demo whenever a replica starts", *(f"- {json.dumps(entry)}" for entry in entries)]
-        _replace(self.folder / "endpoints" / f"{service}.yaml", "\n".join(lines if entries else [*lines, "[]"]) + "\n")
+    def write_token(self, service: str, token: str) -> None:
+        """Keep the join token of a service, for this user alone."""
+        file = self.token_file(service)
+        file.touch(mode=0o600)
+        file.write_text(f"{token}\n")
+
+    def token_file(self, service: str) -> Path:
+        """Where the join token of a service is."""
+        return self.folder / f"{service}.token"
 
     def log(self, process: str) -> Path:
         """The log of a process, by name."""
         return self.folder / "logs" / f"{process}.log"
+
+    def free_port(self) -> int:
+        """A port of this machine that nobody listens on, and that was not given out before. DemoError."""
+        for port in random.sample(PORTS, len(PORTS)):
+            if port not in self._taken and _is_free(port):
+                self._taken.add(port)
+                return port
+        raise DemoError(f"no port from {PORTS.start} to {PORTS.stop - 1} is free on 127.0.0.1")
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
 
 
 def _replace(path: Path, text: str) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import threading
 import time
 from collections import Counter, deque
@@ -20,7 +21,7 @@ import httpx
 
 from meshlib import Mesh, MeshError
 
-from .fleet import DemoError, addresses_in
+from .process import LOOK_S, DemoError, admin_in, listening_in
 from .shop import Shop
 
 IN_FLIGHT_MAX = 64
@@ -29,7 +30,6 @@ LATENCIES_MAX = 100_000
 FAILURES_SHOWN = 5
 START_WITHIN_S = 15.0
 STOP_WITHIN_S = 2.0
-_LOOK_S = 0.02
 
 
 class Sample:
@@ -59,14 +59,17 @@ class Shopper:
 
     def start(self) -> None:
         """Join the mesh, without calling yet. DemoError."""
+        os.environ["MESHLIB_TOKEN_FILE"] = str(self._shop.token_file(self.name))
+        os.environ["MESHLIB_INSTANCE"] = self.name
         self._thread.start()
         give_up = time.monotonic() + START_WITHIN_S
         log = self._shop.log(self.name)
-        while not (addresses := addresses_in(log) if log.exists() else None):
+        while not (self.address and self.admin):
             if self._error is not None or time.monotonic() > give_up:
                 raise DemoError(f"the shopper did not start: {self._error or f'see {log}'}")
-            time.sleep(_LOOK_S)
-        self.address, self.admin = addresses
+            time.sleep(LOOK_S)
+            said = log.read_text() if log.exists() else ""
+            self.address, self.admin = listening_in(said), admin_in(said)
 
     def stop(self) -> None:
         """End the calls and the thread."""
@@ -106,7 +109,7 @@ class Shopper:
         while not reached():
             if self._error is not None or not self._thread.is_alive():
                 raise DemoError(f"the shopper has stopped: {self._error!r}")
-            time.sleep(_LOOK_S)
+            time.sleep(LOOK_S)
 
     # The shopper's own thread
 
@@ -128,14 +131,14 @@ class Shopper:
             return {"calls": self.calls, "failures": self.failures}
 
         async with mesh, asyncio.TaskGroup() as tasks:
-            tasks.create_task(mesh.serve())
+            tasks.create_task(mesh.serve(host="127.0.0.1"))
             await self._call_on_schedule(mesh.client("storefront"), tasks)
 
     async def _call_on_schedule(self, client: httpx.AsyncClient, tasks: asyncio.TaskGroup) -> None:
         due = time.monotonic()
         while True:
             if self._paused or self.calls - self.ended >= IN_FLIGHT_MAX:
-                await asyncio.sleep(_LOOK_S)
+                await asyncio.sleep(LOOK_S)
                 due = time.monotonic()
                 continue
             self.calls += 1

@@ -13,7 +13,7 @@ import pytest
 
 PLAN = (
     "Plan(rate=100, steady_calls=60, split_calls=120, canary=(50, 0), victims=('inventory-1',),"
-    " down_calls=40, after_calls=30, calls_min=400)"
+    " down_calls=40, after_calls=30, calls_min=600)"
 )
 PROGRAM = f"""
 import sys
@@ -33,16 +33,17 @@ def temporary(tmp_path: Path) -> dict[str, str]:
 def test_every_promise_is_held_and_nothing_is_left(temporary: dict[str, str], tmp_path: Path) -> None:
     """One JSON object on stdout whose counts agree; exit code 0 as every scene held; no folder behind."""
     demo = subprocess.run(
-        [sys.executable, "-c", PROGRAM], env=temporary, capture_output=True, text=True, timeout=90, check=False
+        [sys.executable, "-c", PROGRAM], env=temporary, capture_output=True, text=True, timeout=120, check=False
     )
     assert demo.returncode == 0, demo.stderr
     told = json.loads(demo.stdout)
     assert [scene["name"] for scene in told["scenes"] if not scene["held"]] == []
-    assert len(told["scenes"]) == 7
+    assert len(told["scenes"]) == 10
     assert (told["failures"], told["injected"]) == (0, 0)
-    assert told["calls"] >= 400
+    assert told["calls"] >= 600
     edges = {(edge["source"], edge["destination"]): edge["calls"] for edge in told["edges"]}
-    assert set(edges) == {("shopper", "storefront"), ("storefront", "orders"), ("orders", "inventory")}
+    chain = {("shopper", "storefront"), ("storefront", "orders"), ("orders", "inventory")}
+    assert set(edges) == chain | {("visitor", "storefront")}
     assert told["calls"] <= edges["shopper", "storefront"] <= told["calls"] + told["retries"]
     assert 0 < told["p50_ms"] <= told["p99_ms"]
     assert list(tmp_path.iterdir()) == []
@@ -61,21 +62,3 @@ def test_a_signal_ends_everything(temporary: dict[str, str], tmp_path: Path, num
         out, errors = demo.communicate(timeout=20)
     assert (demo.returncode, out) == (130, ""), errors
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.process
-def test_a_replica_ends_with_the_demo(tmp_path: Path) -> None:
-    """However the demo ended: the pipe it held is closed, and the process is gone."""
-    (tmp_path / "mesh.yaml").write_text("version: 1\nmesh: shop\n")
-    replica = subprocess.Popen(
-        [sys.executable, "-m", "meshlib.demo.replica", "inventory"],
-        env={**os.environ, "MESHLIB_CONFIG": str(tmp_path / "mesh.yaml")},
-        stdin=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert replica.stderr is not None
-    while "listening on" not in replica.stderr.readline():
-        assert replica.poll() is None
-    replica.communicate(timeout=20)
-    assert replica.returncode == 1

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
+from meshlib.demo.outage import FOLLOWED_S, NOTICED_S, SLACK_S, Outage
 from meshlib.demo.scenes import IN_FORCE_S, Step, sigmas_off
 from meshlib.demo.stage import milliseconds
 
@@ -39,3 +41,15 @@ def test_figures_are_json_whatever_was_measured() -> None:
     text = json.dumps(Step(100, float("inf"), 4, 3).figures(), allow_nan=False)
     assert json.loads(text)["in_force_ms"] is None
     assert milliseconds(0.2134) == 213
+
+
+def test_an_outage_holds_when_it_was_shown_and_is_over_in_time() -> None:
+    """At each bound it holds, beyond it does not; a wait that was given up is null in its figures."""
+    outage = Outage(0, NOTICED_S, away_s=3.0, stale_s=3.0 - SLACK_S, back=0.0, in_force_s=FOLLOWED_S)
+    assert outage.held
+    assert not replace(outage, noticed_s=NOTICED_S + 0.001).held
+    assert not replace(outage, stale_s=2.7).held
+    lost = replace(outage, in_force_s=float("inf"))
+    assert not lost.held
+    assert "not in force" in lost.followed
+    assert json.loads(json.dumps(lost.figures(), allow_nan=False))["in_force_ms"] is None
