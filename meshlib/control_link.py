@@ -140,16 +140,17 @@ class ControlLink:
 
 class RemoteAuthority:
     """The CA of the config service: identity.control.Authority over the network. A link of its own for each request:
-    certificates are asked for twice a day, and each time as somebody else.
+    certificates are asked for twice a day, and each time as somebody else. `service`: who this process is to be,
+    canonical, so that a token of another is not used up; '' leaves that to the token.
     """
 
-    def __init__(self, urls: Sequence[str], trust_domain: str, instance: str) -> None:
-        self._urls, self._instance = urls, instance
+    def __init__(self, urls: Sequence[str], trust_domain: str, instance: str, service: str = "") -> None:
+        self._urls, self._instance, self._service = urls, instance, service
         self._expected = SpiffeId.for_service(trust_domain, CONTROL_SERVICE)
 
     def enrol(self, token: JoinToken, csr_pem: bytes) -> Issued:
         """A leaf for a join token, from the service whose root the token names. MeshError."""
-        asked = {"csr": csr_pem.decode("ascii"), "instance": self._instance}
+        asked = {"csr": csr_pem.decode("ascii"), "instance": self._instance, "service": self._service or None}
         return self._issued(PinnedTls(token.root_sha256, self._expected), "/v1/enrol", asked, token.bearer)
 
     def renew(self, svid: Svid, bundle: TrustBundle, csr_pem: bytes) -> Issued:

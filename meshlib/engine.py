@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 from .agent import Agent
-from .config import MeshConfig, config_of
+from .config import MeshConfig, followed_or_whole
 from .config.bootstrap import BOOTSTRAP
 from .config.compose import compose
 from .config.effective import effective
@@ -39,9 +39,9 @@ from .config.environment import check_address, control_urls
 from .config.fields import canonical_name, is_label
 from .errors import ConfigError, IdentityError, UnknownService
 from .follower import FIRST_USE_S, Follower
+from .identity.control import check_means
 from .identity.credentials import Credentials
 from .identity.dev import DevSource
-from .identity.enrolment import is_enrolled
 from .identity.spiffe import SpiffeId
 from .learned import Learned
 from .policy.node import STATES, Node
@@ -205,11 +205,10 @@ class Engine:
             )
         token_file = os.environ.get("MESHLIB_TOKEN_FILE")
         folder = self.state_dir / self.service
-        if not token_file and not is_enrolled(folder):
-            raise ConfigError(
-                f"{self.service} has no identity in {folder} and no join token to get one with: set MESHLIB_TOKEN_FILE "
-                f"to a file with what `meshlib token create {self.service}` prints"
-            )
+        try:
+            check_means(folder, Path(token_file) if token_file else None, self.service)
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"identity: {error}") from error
         if not INSTANCE(self.instance):
             raise ConfigError(
                 f"MESHLIB_INSTANCE={self.instance}: up to 128 letters, digits, dots, hyphens, underscores"
@@ -319,7 +318,10 @@ class Engine:
         return (os.environ.get("MESHLIB_CONFIG") or "mesh.yaml") if given is None else given
 
     def _read(self) -> MeshConfig:
-        return config_of(self._source(), self.overrides) if self.overrides else config_of(self._source())
+        config, error = followed_or_whole(self._source(), self.overrides or None)
+        if error is not None:
+            logger.error("%s\nOf this file only how to reach the config service is used: its policy is followed", error)
+        return config
 
     def _own_name(self) -> str:
         name = self.given or os.environ.get("MESHLIB_SERVICE") or ANONYMOUS

@@ -114,7 +114,7 @@ class Follower:
         self.urls, self._owner, self._bootstrap, self._folder = urls, owner, bootstrap, folder
         self._runtime, self._now = BlockingRuntime(), time.monotonic
         self._trust_domain = bootstrap.trust_domain
-        authority = RemoteAuthority(urls, self._trust_domain, owner.instance)
+        authority = RemoteAuthority(urls, self._trust_domain, owner.instance, owner.service)
         self._source = ControlSource(folder, self._trust_domain, owner.service, authority, token_file)
         self._policy = FollowedPolicy(
             bootstrap, owner.service, urls[0], owner.metrics, owner.put_in_force, self._believe
@@ -214,13 +214,13 @@ class Follower:
             return "" if self.answered_at else f"the config service {urls} has not answered yet"
         since = time.strftime("%H:%M:%S", time.localtime(self.away_since))
         if self._owner.credentials is None:
-            return f"the config service {urls} has given no identity since {since}: {self.trouble}"
+            return f"this process has had no identity since {since}: {self.trouble}"
         return f"the config service {urls} has been away since {since} ({self.trouble})"
 
     def unknown(self, service: str) -> UnknownService:
         """Why a service that was waited for has not arrived."""
         why = self.why_away() or f"the config service {', '.join(self.urls)} has not said yet whether there is one"
-        return UnknownService(service, f"is not among what this process follows: {why}")
+        return UnknownService(service, f"is not known yet: {why}")
 
     # The tick, on the agent's thread
 
@@ -266,7 +266,7 @@ class Follower:
         with self._small:
             document, self._telling = self._registration.document, True
         try:
-            self._told(link, what, document, timeout_s)
+            address = self._told(link, what, document, timeout_s)
         except _FAILURES as error:
             with self._small:
                 self._registration.failed(self._now(), self._runtime.rng)
@@ -275,11 +275,12 @@ class Follower:
             with self._small:
                 self._registration.told(what, document)
             self._complaint = ""
-            logger.info("%s %s", _DONE[what], document["address"])
+            logger.info("%s %s", _DONE[what], address)
         finally:
             self._telling = False
 
-    def _told(self, link: ControlLink, what: str, document: dict[str, Any], timeout_s: float) -> None:
+    def _told(self, link: ControlLink, what: str, document: dict[str, Any], timeout_s: float) -> str:
+        """Tell it; the address of this process for others, or here."""
         told = {"instance": document["instance"]}
         if what == "register":
             told = {**document, "address": self._reachable(document["address"])}
@@ -288,6 +289,7 @@ class Follower:
         except ControlRefusal as refusal:
             if what == "register" or refusal.status != NOT_FOUND:
                 raise  # what is not registered need not be taken back
+        return str(told.get("address", document["address"]))
 
     def _reachable(self, address: str) -> str:
         """`address` as others reach it: by the way to the first config service that there is a way to."""
@@ -414,8 +416,8 @@ class Follower:
         if self._stopped or self.away_since:
             return
         self.away_since = time.time()
-        logger.warning("%s; what is in force stays", self.why_away())
         self._publish(self._now())
+        logger.warning("%s%s", self.why_away(), "; what is in force stays" if self._policy.in_force else "")
         control = self._bootstrap.control
         if not self._policy.in_force and control is not None and control.fallback == "file":
             logger.warning("the policy of the local file is in force until it answers (control.fallback: file)")

@@ -13,9 +13,10 @@ the ways from files, text and dicts to it, compose the one from the config servi
 from __future__ import annotations
 
 from .effective import Effective, effective
-from .load import config_of, json_schema, load_bootstrap, load_config, parse_config
+from .load import config_of, followed_or_whole, json_schema, load_bootstrap, load_config, parse_config
 from .model import MeshConfig
 
 __all__ = [
-    "Effective", "MeshConfig", "config_of", "effective", "json_schema", "load_bootstrap", "load_config", "parse_config",
+    "Effective", "MeshConfig", "config_of", "effective", "followed_or_whole",
+    "json_schema", "load_bootstrap", "load_config", "parse_config",
 ]  # fmt: skip

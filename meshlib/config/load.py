@@ -78,6 +78,26 @@ def config_of(
     return build(origin)
 
 
+def followed_or_whole(
+    source: str | os.PathLike[str] | Mapping[str, Any] | MeshConfig, overrides: Mapping[str, Any] | None = None
+) -> tuple[MeshConfig, ConfigError | None]:
+    """(`config_of` the same, None); of a file whose policy is broken, and that of a config service is followed anyway,
+    its bootstrap, and what is wrong with the policy. Raises ConfigError.
+    """
+    try:
+        return config_of(source, overrides), None
+    except ConfigError as error:
+        if not isinstance(source, (str, os.PathLike)):
+            raise
+        try:
+            found = config_of(load_bootstrap(source), overrides)
+        except ConfigError:
+            raise error from None
+        if found.control is None or found.control.fallback == "file":
+            raise
+        return found, error
+
+
 def json_schema() -> dict[str, Any]:
     """The JSON Schema (2020-12) of mesh.yaml, with a description for every field."""
     return copy.deepcopy(schema_of(MeshConfig))

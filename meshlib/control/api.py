@@ -187,7 +187,8 @@ class Api:
         asked: m.Enrol = ask.message
         token = (ask.caller.token_id, ask.caller.secret_sha256)
         plane = self.plane
-        issued = await plane.writer.ask(plane.issuer.enrol, *token, _ascii(asked.csr), asked.instance or "")
+        who = (asked.instance or "", asked.service or "")
+        issued = await plane.writer.ask(plane.issuer.enrol, *token, _ascii(asked.csr), *who)
         _log.info("join token %s: a process enrolled from %s", token[0], address_of(ask.scope))
         return _issued(issued)
 

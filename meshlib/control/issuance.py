@@ -101,12 +101,16 @@ class Issuer:
         self._store.set_operator(token.id, token.secret_sha256)
         return token
 
-    def enrol(self, token_id: str, secret_sha256: str, csr_pem: bytes, instance: str = "") -> Issued:
-        """A leaf for the token's service. ValueError for a bad request, which costs no use; TokenRefused;
-        CertificateRevoked for a use that was revoked; StoreFull.
+    def enrol(
+        self, token_id: str, secret_sha256: str, csr_pem: bytes, instance: str = "", expected: str = ""
+    ) -> Issued:
+        """A leaf for the token's service, which is `expected` if that is given. ValueError for a bad request, which
+        costs no use; TokenRefused; CertificateRevoked for a use that was revoked; StoreFull.
         """
         csr = checked_csr(csr_pem)
-        service, enrolment = self._store.redeem(token_id, secret_sha256, csr.key_sha256, new_enrolment(), self._wall())
+        service, enrolment = self._store.redeem(
+            token_id, secret_sha256, csr.key_sha256, new_enrolment(), self._wall(), expected
+        )
         return self._issue(service, csr, enrolment, token=token_id, instance=instance)
 
     def renew(self, service: str, serial: int, csr_pem: bytes) -> Issued:

@@ -128,9 +128,12 @@ class OperatorMessage(Message):
 
 
 class Enrol(Message):
-    """`csr`: PEM; of it, only the key is used. `instance`: who this process is among those of its service."""
+    """`csr`: PEM; of it, only the key is used. `service`: who this process is to be, canonical; a token of another is
+    refused, and not used up. `instance`: who it is among those of its service.
+    """
 
     csr: Csr
+    service: Annotated[str, StringConstraints(max_length=253)] | None = None
     instance: InstanceId | None = None
 
 

@@ -86,7 +86,7 @@ class StoreFull(Exception):
 
 
 class TokenRefused(Exception):
-    """A join token may not be used. `reason`: unknown (also: a wrong secret), used, expired or revoked."""
+    """A join token may not be used. `reason`: unknown (also: a wrong secret), used, expired, revoked, of another."""
 
     def __init__(self, reason: str) -> None:
         self.reason = reason
@@ -241,9 +241,12 @@ class Store:
             values = (token_id, secret_sha256, service, uses, 0, expires, False)
             tables.execute("INSERT INTO tokens VALUES (?, ?, ?, ?, ?, ?, ?)", values)
 
-    def redeem(self, token_id: str, secret_sha256: str, key_sha256: str, enrolment: int, now: float) -> tuple[str, int]:
+    def redeem(
+        self, token_id: str, secret_sha256: str, key_sha256: str, enrolment: int, now: float, expected: str = ""
+    ) -> tuple[str, int]:
         """Use a token once, for this key; asked again for the same key it is the same use. Returns its service, and
-        the enrolment of this use: `enrolment` if it is the first time. TokenRefused.
+        the enrolment of this use: `enrolment` if it is the first time. TokenRefused, also where it is not the token of
+        `expected`, a service, if that is given: it is not used then.
         """
         with self._database.transaction() as tables:
             sql = "SELECT secret_sha256, service, uses, used, expires, removed FROM tokens WHERE id = ?"
@@ -253,6 +256,8 @@ class Store:
             _, service, uses, used, expires, removed = found
             if removed or now >= expires:
                 raise TokenRefused("revoked" if removed else "expired")
+            if expected and expected != service:
+                raise TokenRefused(f"of {service}, not of {expected}")
             sql = "SELECT enrolment FROM redemptions WHERE token = ? AND key_sha256 = ?"
             if (again := tables.execute(sql, (token_id, key_sha256)).fetchone()) is not None:
                 return str(service), int(again[0])

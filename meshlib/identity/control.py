@@ -30,8 +30,9 @@ from typing import Protocol
 from ..runtime import Rng
 from .ca import BACKDATE_S
 from .csr import make_csr
-from .enrolment import Enrolment
+from .enrolment import Enrolment, is_enrolled
 from .join_token import JoinToken
+from .private_folder import make_private
 from .renewal import RENEW_AT, RENEW_JITTER, Schedule, renewal_s
 from .spiffe import SpiffeId
 from .svid import PeerIdentityError, Svid, TrustBundle, enrolment_of, issuing_root, verify_svid
@@ -55,6 +56,37 @@ class Issued:
     chain_pem: bytes
     bundle_pem: bytes
     generation: int
+
+
+def check_means(folder: Path, token_file: Path | None, service: str) -> None:
+    """Has `service` an enrolment in `folder`, or a join token to get one with? Else, or where others can reach the
+    folders, ValueError or OSError, which says what to do. What either is worth, the config service says.
+    """
+    if folder.parent.exists():
+        make_private(folder.parent)
+    if is_enrolled(folder):
+        return
+    if token_file is None:
+        raise ValueError(
+            f"{service} has no identity in {folder} and no join token to get one with: set MESHLIB_TOKEN_FILE to a "
+            f"file with what `meshlib token create {service}` prints"
+        )
+    read_token(token_file, service)
+
+
+def read_token(file: Path, service: str | None) -> JoinToken:
+    """The join token in `file`; ValueError, which says how `service` gets one."""
+    try:
+        with file.open("rb") as opened:
+            return JoinToken.parse(opened.read(TOKEN_FILE_BYTES_MAX).decode("ascii", "replace"))
+    except OSError as error:
+        raise ValueError(f"the join token cannot be read: {error}; {_way_out(service)}") from None
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}; {_way_out(service)}") from None
+
+
+def _way_out(service: str | None) -> str:
+    return f"make one with `meshlib token create {service}` and name its file in MESHLIB_TOKEN_FILE"
 
 
 class Authority(Protocol):
@@ -172,18 +204,12 @@ class ControlSource:
         return svid, bundle
 
     def _token(self) -> JoinToken:
-        way_out = f"make one with `meshlib token create {self._id.service}` and name its file in MESHLIB_TOKEN_FILE"
         if self._token_file is None:
             raise ValueError(
-                f"{self._enrolment.folder} holds no valid enrolment, and there is no join token: {way_out}"
+                f"{self._enrolment.folder} holds no valid enrolment, and there is no join token: "
+                f"{_way_out(self._id.service)}"
             )
-        try:
-            with self._token_file.open("rb") as file:
-                return JoinToken.parse(file.read(TOKEN_FILE_BYTES_MAX).decode("ascii", "replace"))
-        except OSError as error:
-            raise ValueError(f"the join token cannot be read: {error}; {way_out}") from None
-        except ValueError as error:
-            raise ValueError(f"{self._token_file}: {error}; {way_out}") from None
+        return read_token(self._token_file, self._id.service)
 
     def _believe(self) -> bool:
         """Adopt what was told. True when something was, and our leaf is good under it: the leaf can wait."""

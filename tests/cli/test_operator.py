@@ -61,21 +61,22 @@ def test_without_a_token_it_is_said_where_one_is(alone: Path) -> None:
     assert "--token-file or MESHLIB_OPERATOR_TOKEN_FILE" in told.stderr
 
 
-def test_the_default_file_is_waited_for(service: ConfigService, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_default_file_is_waited_for(alone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`meshlib control &` and a command behind it: the first start is about to write the file."""
+    monkeypatch.setattr(operator, "PATIENCE_S", 60.0)
     monkeypatch.setattr(operator, "AGAIN_S", 0.001)
-    written, looks = service.token_file.read_text(), []  # type: str, list[bool | None]
-    service.token_file.unlink()
+    folder, looks = alone / ".meshlib" / "control", []  # type: Path, list[bool | None]
+    folder.mkdir(parents=True)
     is_readable = operator._is_readable
 
     def looked(file: Path) -> bool | None:
         looks.append(is_readable(file))
         if len(looks) == 2:
-            private_folder.replace(file, written.encode())
+            private_folder.replace(file, f"{JoinToken.create('0' * 64)}\n".encode())
         return looks[-1]
 
     monkeypatch.setattr(operator, "_is_readable", looked)
-    assert run(*ASK).exit_code == 0
+    assert run(*ASK).exit_code == 1, "it got as far as asking a service that is not there"
     assert looks == [None, None, True]
 
 

@@ -160,6 +160,14 @@ def test_a_bad_request_costs_no_use(world):
     world.enrol(token, world.csr())
 
 
+def test_a_token_of_another_service_is_refused_and_not_used_up(world):
+    """A file is named by mistake: who says who it is to be can try again."""
+    token = world.issuer.create_token("inventory")
+    with pytest.raises(TokenRefused, match=r"of inventory\.default, not of orders\.default"):
+        world.enrol(token, world.csr(), expected="orders.default")
+    world.enrol(token, world.csr(), expected="inventory.default")
+
+
 def test_a_token_ends_and_its_secret_matters(world):
     """Expired and wrong are refused."""
     token = world.issuer.create_token("inventory", ttl_s=60.0)

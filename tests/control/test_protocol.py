@@ -315,6 +315,7 @@ def _strangers(service: Running) -> dict[str, int]:
 def test_all_connections_together_are_limited(service: Running, orders: ssl.SSLContext) -> None:
     """At the bound even a member is closed at once, unless there is a stranger whose place it can take."""
     listening = service.plane.listening
+    service.until(lambda: not listening.strangers)
     before, listening.connections_max = listening.connections_max, 0
     try:
         assert refused(lambda: service.connect(orders))

@@ -127,6 +127,7 @@ def test_a_lost_disk(world: Controlled, baseline: Figures) -> None:
 
 def test_a_loop_that_is_blocked_for_a_minute(world: Controlled) -> None:
     """F31: time.sleep(2) every 5 s for 60 s: never off the list, never ejected; the callers of others notice nothing."""
+    (world.folder / "stalls.token").write_text(world.token("stalls"))  # tokens are lost with a store
     world.serve("stalls", script=STALLS)
     states: Counter[str] = Counter()
 
