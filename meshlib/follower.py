@@ -214,7 +214,7 @@ class Follower:
             return "" if self.answered_at else f"the config service {urls} has not answered yet"
         since = time.strftime("%H:%M:%S", time.localtime(self.away_since))
         if self._owner.credentials is None:
-            return f"this process has had no identity since {since}: {self.trouble}"
+            return f"this process has had no identity since {since} (asked: {urls}): {self.trouble}"
         return f"the config service {urls} has been away since {since} ({self.trouble})"
 
     def unknown(self, service: str) -> UnknownService:
