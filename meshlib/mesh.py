@@ -261,11 +261,10 @@ class Mesh:
         return f"<Mesh {self._engine.given or '(unnamed)'}>"
 
     def _is_ready(self) -> bool:
-        return (
-            self._engine.started
-            and self._engine.in_force
-            and (self._host is None or not self._host.serving or self._host.ready()[0])
-        )
+        if not (self._engine.started and self._engine.in_force):
+            return False
+        host = self._host  # `own_server`: it is to listen, though it does not serve yet
+        return host is None or not (host.serving or host.own_server) or host.ready()[0]
 
     def _why_not_ready(self) -> str:
         return self._engine.missing() or "the server does not listen yet"

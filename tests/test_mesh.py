@@ -194,3 +194,14 @@ def test_serving_without_an_application_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="decorate a handler"):
         asyncio.run(mesh.serve())
     mesh.close()
+
+
+def test_a_server_that_is_starting_is_not_ready() -> None:
+    """Whoever waits for it would call a port on which nobody listens yet."""
+    with Mesh("orders", {"version": 1, "mesh": "shop", "defaults": {"mtls": "disabled"}}) as mesh:
+        mesh.start()
+        assert mesh._is_ready()
+        mesh._own_host().own_server = True
+        assert not mesh._is_ready()
+        mesh._own_host().listening = "127.0.0.1:1000"
+        assert mesh._is_ready()
