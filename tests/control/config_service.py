@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,8 @@ from meshlib.identity.signature import Verifier
 from meshlib.identity.spiffe import SpiffeId
 from meshlib.identity.svid import Svid, TrustBundle
 from meshlib.transport.headers import PEER
+
+from .virtual_time import run
 
 TRUST_DOMAIN = "shop.dev"
 WALL = 1_800_000_000.0
@@ -191,3 +193,16 @@ async def enrolled(service: Service, name: str) -> Svid:
     client.bearer = JoinToken.parse(str(token)).bearer
     issued = await client.told("POST", "/v1/enrol", {"csr": csr.decode()})
     return Svid.load(issued["chain"].encode(), key)
+
+
+def played(folder: Path, scenario: Callable[[Service], Awaitable[Any]], **options: Any) -> Any:
+    """Run a scenario on a new service in `folder`."""
+
+    async def whole() -> Any:
+        service = Service(folder, **options)
+        try:
+            return await scenario(service)
+        finally:
+            await service.close()
+
+    return run(whole())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +20,9 @@ from meshlib.identity.join_token import JoinToken
 from meshlib.identity.spiffe import SpiffeId
 from meshlib.identity.svid import Svid
 
-from .config_service import MESH, TRUST_DOMAIN, Client, Follower, Service
-from .virtual_time import run, steps
+from .config_service import MESH, TRUST_DOMAIN, Client, Follower, Service, played
+from .virtual_time import steps
 
-Scenario = Callable[[Service], Awaitable[Any]]
 CSR, KEY = make_csr(SpiffeId.for_service(TRUST_DOMAIN, "somebody-else"))
 BODIES: dict[str, dict[str, Any]] = {
     "enrol": {"csr": CSR.decode(), "instance": "i1"},
@@ -38,19 +36,6 @@ BODIES: dict[str, dict[str, Any]] = {
     "rotate": {"root": False},
     "revoke": {"serial": f"{5 << 96:x}"},
 }
-
-
-def played(folder: Path, scenario: Scenario, **options: Any) -> Any:
-    """Run a scenario on a new service in `folder`."""
-
-    async def whole() -> Any:
-        service = Service(folder, **options)
-        try:
-            return await scenario(service)
-        finally:
-            await service.close()
-
-    return run(whole())
 
 
 async def asked(client: Client, operation: Operation) -> Any:

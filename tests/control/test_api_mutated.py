@@ -13,8 +13,8 @@ import pytest
 from meshlib.control.openapi import OPERATIONS
 from meshlib.identity.join_token import JoinToken
 
-from .config_service import Service
-from .test_api import BODIES, played
+from .config_service import Service, played
+from .test_api import BODIES
 
 SEED = int(os.environ.get("MESHLIB_SEED", "20"))
 COUNT = int(os.environ.get("MESHLIB_FUZZ", "1000"))

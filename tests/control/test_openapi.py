@@ -12,8 +12,8 @@ import pytest
 
 from meshlib.control.openapi import OPERATIONS, document, statuses
 
-from .config_service import Follower, Service
-from .test_api import BODIES, asked, played
+from .config_service import Follower, Service, played
+from .test_api import BODIES, asked
 
 METHODS = {"get", "put", "post", "delete", "patch", "options", "head", "trace"}
 

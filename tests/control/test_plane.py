@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +15,8 @@ from meshlib.control.store import PolicyChanged, StoreError
 from meshlib.control.watch import parse_policy
 from meshlib.errors import ConfigError
 
-from .config_service import MESH, Follower, Service
-from .virtual_time import passes, run, steps
-
-Scenario = Callable[[Service], Awaitable[Any]]
-
-
-def played(folder: Path, scenario: Scenario, **options: Any) -> Any:
-    """Run a scenario on a new service in `folder`."""
-
-    async def whole() -> Any:
-        service = Service(folder, **options)
-        try:
-            return await scenario(service)
-        finally:
-            await service.close()
-
-    return run(whole())
+from .config_service import MESH, Follower, Service, played
+from .virtual_time import passes, steps
 
 
 async def ticking(service: Service, seconds: float) -> None:

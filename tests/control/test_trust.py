@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,23 +18,8 @@ from meshlib.identity.roots import PROPAGATION_S
 from meshlib.identity.spiffe import SpiffeId
 from meshlib.identity.svid import Svid, enrolment_of
 
-from .config_service import Follower, Service, enrolled
-from .virtual_time import passes, run, steps
-
-Scenario = Callable[[Service], Awaitable[Any]]
-
-
-def played(folder: Path, scenario: Scenario, **options: Any) -> Any:
-    """Run a scenario on a new service in `folder`."""
-
-    async def whole() -> Any:
-        service = Service(folder, **options)
-        try:
-            return await scenario(service)
-        finally:
-            await service.close()
-
-    return run(whole())
+from .config_service import Follower, Service, enrolled, played
+from .virtual_time import passes, steps
 
 
 async def ticking(service: Service, seconds: float) -> None:
