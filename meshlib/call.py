@@ -8,7 +8,7 @@ else has to look it up again. The end of the *body*, not of the head, ends a cal
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from .endpoint import Endpoint
@@ -19,6 +19,22 @@ FOREVER = 1e18
 
 Fields = list[tuple[bytes, bytes]]
 """Header fields in wire order, names as they were sent."""
+
+
+class HeaderEdit(NamedTuple):
+    """What is done to header fields, in this order: `remove`, `set` (in the place of every field of that name), `add`.
+
+    Names are in lower case.
+    """
+
+    set: tuple[tuple[str, str], ...] = ()
+    add: tuple[tuple[str, str], ...] = ()
+    remove: frozenset[str] = frozenset()
+
+    @property
+    def gone(self) -> frozenset[str]:
+        """The names of which no earlier field stays."""
+        return self.remove | {name for name, _ in self.set}
 
 
 class RequestBody(Protocol):
@@ -132,10 +148,11 @@ class Call:
     comes. `timeout_s`, `max_retries`, `idempotent`, `schedule`: what the caller asked, None where not.
     `served`: the call being served when this one was made. `trace`: this call's (on an attempt: the attempt's) place
     in the trace. `route` is set by the router, `deadline` by the deadline filter, `attempt_deadline` per attempt.
+    `hash_key`: what decides where the call goes where its route or balancer hashes; None: what they say themselves.
     """
 
     __slots__ = (
-        "attempt_deadline", "body", "deadline", "idempotent", "lines", "max_retries", "method", "number",
+        "attempt_deadline", "body", "deadline", "hash_key", "idempotent", "lines", "max_retries", "method", "number",
         "phases", "route", "schedule", "served", "service", "started", "streaming", "target", "timeout_s", "trace",
         "trail",
     )  # fmt: skip
@@ -156,6 +173,7 @@ class Call:
         schedule: Schedule | None = None,
         served: Any = None,
         trace: TraceContext | None = None,
+        hash_key: str | None = None,
     ) -> None:
         self.service, self.method, self.target, self.lines, self.body = service, method, target, lines, body
         self.streaming, self.timeout_s, self.max_retries, self.idempotent = (
@@ -165,13 +183,14 @@ class Call:
             idempotent,
         )
         self.phases, self.schedule, self.served, self.trace = phases, schedule, served, trace
+        self.hash_key = hash_key
         self.number, self.route, self.started = 1, None, 0.0  # type: int, Any, float
         self.deadline = self.attempt_deadline = FOREVER
         self.trail = Trail(service)
 
     def fork(self) -> Call:
         """The next attempt: same question, same trail, same deadline."""
-        new = Call.__new__(Call)
+        new = Call.__new__(type(self))
         new.service = self.service
         new.method = self.method
         new.target = self.target
@@ -183,6 +202,7 @@ class Call:
         new.idempotent = self.idempotent
         new.phases = self.phases
         new.schedule = self.schedule
+        new.hash_key = self.hash_key
         new.served = self.served
         new.trace = self.trace
         new.route = self.route
@@ -207,14 +227,26 @@ class Call:
                 found.append(value.strip(b" \t").decode("latin-1"))
         return found
 
+    def edit_headers(self, edit: HeaderEdit) -> None:
+        """Change the header fields. Values are those of a checked policy: nothing is escaped here."""
+        gone = {name.encode("latin-1") for name in edit.gone}
+        kept = [
+            line
+            for line in self.lines.splitlines(keepends=True)
+            if not gone or line.partition(b":")[0].strip().lower() not in gone
+        ]
+        kept += [f"{name}: {value}\r\n".encode("latin-1") for name, value in (*edit.set, *edit.add)]
+        self.lines = b"".join(kept)
+
 
 class Reply:
     """The answer to a call. `body` is complete unless `stream` is set; then the stream has it.
 
-    `headers` and `trailers` are as received. `http_version` is b"HTTP/1.1" or b"HTTP/1.0".
+    `headers` and `trailers` are as received. `http_version` is b"HTTP/1.1" or b"HTTP/1.0". `code`: the gRPC status that
+    ended a gRPC call, whose `status` is then the HTTP status that means the same; None on HTTP, and while it streams.
     """
 
-    __slots__ = ("_ended", "_ends", "body", "headers", "http_version", "reason", "status", "stream", "trailers")
+    __slots__ = ("_ended", "_ends", "body", "code", "headers", "http_version", "reason", "status", "stream", "trailers")
 
     def __init__(
         self,
@@ -226,7 +258,9 @@ class Reply:
         stream: ReplyStream | None = None,
         http_version: bytes = b"HTTP/1.1",
         trailers: Fields | None = None,
+        code: int | None = None,
     ) -> None:
+        self.code = code
         self.status, self.headers, self.body, self.reason = status, headers, body, reason
         self.stream, self.http_version, self.trailers = stream, http_version, trailers
         self._ends: list[Callable[[MeshError | None], None]] | None = None
@@ -254,6 +288,13 @@ class Reply:
             if key.lower() == name:
                 return value
         return None
+
+    def edit_headers(self, edit: HeaderEdit) -> None:
+        """Change the header fields."""
+        gone = {name.encode("latin-1") for name in edit.gone}
+        fields = [(name, value) for name, value in self.headers if not gone or name.lower() not in gone]
+        fields += [(name.encode("latin-1"), value.encode("latin-1")) for name, value in (*edit.set, *edit.add)]
+        self.headers = fields
 
     async def discard(self) -> None:
         """Refuse this reply: close its stream, so that its connection and everything counted on it is freed."""
