@@ -121,7 +121,7 @@ _UNITS = ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"))
 def stack_tables() -> str:
     """The four recipes, outermost layer first, with the reason of each place."""
     lines = []
-    for stack in (stacks.CALL, stacks.ROUTE, stacks.ENDPOINT, stacks.SERVER):
+    for stack in (stacks.CALL, stacks.RULE, stacks.ROUTE, stacks.ENDPOINT, stacks.SERVER):
         name = stack.name[:1].upper() + stack.name[1:]
         lines += [f"### {name}", "", "| layer | why it sits here |", "| --- | --- |"]
         lines += [f"| {layer.role} | {layer.why} |" for layer in stack]
@@ -204,7 +204,7 @@ def bounds() -> str:
 def _constants(body: list[ast.stmt], module: str, owner: str = "") -> Iterator[tuple[str, float, str]]:
     """(name, value, what is said of it) of every bound among some statements."""
     for at, node in enumerate(body):
-        if isinstance(node, ast.ClassDef):
+        if isinstance(node, ast.ClassDef) and not any(ast.unparse(base).endswith("Enum") for base in node.bases):
             yield from _constants(node.body, module, f"{node.name}.")
         if not isinstance(node, ast.Assign) or len(node.targets) != 1:
             continue

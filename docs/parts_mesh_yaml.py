@@ -35,6 +35,8 @@ _WORDS = {
     str(_ADDRESS_SCHEMA["pattern"]): "host:port",
     str(_URL_SCHEMA["pattern"]): "URL",
 }
+_SHARED = {"services.NAME": ("Settings", "defaults"), "gateways.NAME.routes[]": ("Route", "services.NAME.routes[]")}
+"""Mappings that have the fields of another one too: its name in the schema, and where it stands first."""
 _DEFAULTS = {"weight": str(Backend.model_fields["weight"].default)}
 """Built-in values that the descriptions do not have."""
 _DESCRIPTION = re.compile(r"(?P<text>.*?)(?: Built-in: (?P<value>.*?)(?: \((?P<source>.*)\))?\.)?", re.DOTALL)
@@ -51,7 +53,7 @@ def fields(bootstrap: bool) -> str:
     schema = json_schema()
     example = yaml.safe_load(example_file())
     sections = list(_sections(schema))
-    shared = set(schema["$defs"]["Settings"]["properties"])
+    shared = {path: set(schema["$defs"][of]["properties"]) for path, (of, _) in _SHARED.items()}
     lines = []
     for paths, node, description in sections:
         if not node["properties"]:
@@ -63,7 +65,7 @@ def fields(bootstrap: bool) -> str:
             name
             for name in node["properties"]
             if (paths[0] or (name in BOOTSTRAP or name == "version") == bootstrap)
-            and not (paths[0] == "services.NAME" and name in shared)
+            and name not in shared.get(paths[0], ())
         ]
         lines += _table(paths, node, names, description, example, schema)
     return "\n".join(lines)
@@ -105,11 +107,11 @@ def _table(
     shown = [f"`{path}`" for path in paths]
     title = shown[0] if paths[0] else "The top level"
     also = f" The same in {', '.join(shown[1:])}." if len(shown) > 1 else ""
-    same = " It has every field of `defaults` too, and these:" if paths[0] == "services.NAME" else ""
+    same = f" It has every field of `{_SHARED[paths[0]][1]}` too, and these:" if paths[0] in _SHARED else ""
     lines = [f"### {title}", "", f"{description}{also}{same}", ""]
     lines += ["| field | type and range | built-in | example | |", "| --- | --- | --- | --- | --- |"]
     for name in names:
-        given = _example([example], f"{paths[0]}.{name}".strip("."))
+        given = _example(example, [f"{path}.{name}".strip(".") for path in paths])
         cells = [f"`{name}`", _type(node["properties"][name], schema), *_said(node, name, schema)]
         cells.insert(3, f"`{given}`" if given else "below")
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
@@ -145,8 +147,17 @@ def _type(node: dict[str, Any], schema: dict[str, Any]) -> str:
     return {"boolean": "true or false", "string": _WORDS.get(node.get("pattern", ""), "text")}[node["type"]]
 
 
-def _example(candidates: list[Any], path: str) -> str:
-    """The value at `path` in the example file, on one line; '' for one with fields of its own."""
+def _example(example: Any, paths: list[str]) -> str:
+    """The value at the first of `paths` that the example file has, on one line; '' for one with fields of its own."""
+    candidates = next((found for path in paths if (found := _at([example], path))), None)
+    if candidates is None:
+        raise ValueError(f"mesh-yaml.md: the file under 'Every field, once' has no {paths[0]}")
+    text = yaml.safe_dump(candidates[0], default_flow_style=True, width=1000, sort_keys=False)
+    text = text.removesuffix("\n").removesuffix("...").strip()
+    return text if len(text) <= 48 else ""
+
+
+def _at(candidates: list[Any], path: str) -> list[Any]:
     steps = [step for part in path.split(".") for step in re.split(r"(?=\[\])", part) if step]
     for step in steps:
         if step == "[]":
@@ -155,11 +166,7 @@ def _example(candidates: list[Any], path: str) -> str:
             candidates = [item for node in candidates if isinstance(node, dict) for item in node.values()]
         else:
             candidates = [node[step] for node in candidates if isinstance(node, dict) and step in node]
-    if not candidates:
-        raise ValueError(f"mesh-yaml.md: the file under 'Every field, once' has no {path}")
-    text = yaml.safe_dump(candidates[0], default_flow_style=True, width=1000, sort_keys=False)
-    text = text.removesuffix("\n").removesuffix("...").strip()
-    return text if len(text) <= 48 else ""
+    return candidates
 
 
 def bootstrap_fields() -> str:

@@ -99,12 +99,15 @@ class TraceContext:
 
 
 class Attempt:
-    """One try of a call, for the trail. Times are monotonic seconds; `ended` is 0.0 while it runs."""
+    """One try of a call, for the trail. Times are monotonic seconds; `ended` is 0.0 while it runs.
 
-    __slots__ = ("ended", "endpoint", "error", "number", "picked", "started", "status")
+    `key`: names the endpoint to a session (policy/session_persistence.py).
+    """
 
-    def __init__(self, number: int, endpoint: Endpoint, picked: tuple[Any, ...], started: float) -> None:
-        self.number, self.endpoint, self.picked, self.started = number, endpoint, picked, started
+    __slots__ = ("ended", "endpoint", "error", "key", "number", "picked", "started", "status")
+
+    def __init__(self, number: int, endpoint: Endpoint, picked: tuple[Any, ...], started: float, key: str = "") -> None:
+        self.number, self.endpoint, self.picked, self.started, self.key = number, endpoint, picked, started, key
         self.ended, self.status, self.error = 0.0, 0, None  # type: float, int, MeshError | None
 
     @property
@@ -149,12 +152,15 @@ class Call:
     `served`: the call being served when this one was made. `trace`: this call's (on an attempt: the attempt's) place
     in the trace. `route` is set by the router, `deadline` by the deadline filter, `attempt_deadline` per attempt.
     `hash_key`: what decides where the call goes where its route or balancer hashes; None: what they say themselves.
+    `listener`: of the gateway that took it. `matched_prefix`: the path prefix by which its route took it, or "".
+    `preferred`: of the endpoint that its session belongs to, or "" (policy/session_persistence.py). `mirrored`: it is
+    a copy, whose reply nobody waits for.
     """
 
     __slots__ = (
-        "attempt_deadline", "body", "deadline", "hash_key", "idempotent", "lines", "max_retries", "method", "number",
-        "phases", "route", "schedule", "served", "service", "started", "streaming", "target", "timeout_s", "trace",
-        "trail",
+        "attempt_deadline", "body", "deadline", "hash_key", "idempotent", "lines", "listener", "matched_prefix",
+        "max_retries", "method", "mirrored", "number", "phases", "preferred", "route", "schedule", "served", "service",
+        "started", "streaming", "target", "timeout_s", "trace", "trail",
     )  # fmt: skip
 
     def __init__(
@@ -183,7 +189,8 @@ class Call:
             idempotent,
         )
         self.phases, self.schedule, self.served, self.trace = phases, schedule, served, trace
-        self.hash_key = hash_key
+        self.hash_key, self.listener, self.matched_prefix = hash_key, None, ""  # type: str | None, Any, str
+        self.preferred, self.mirrored = "", False
         self.number, self.route, self.started = 1, None, 0.0  # type: int, Any, float
         self.deadline = self.attempt_deadline = FOREVER
         self.trail = Trail(service)
@@ -203,6 +210,10 @@ class Call:
         new.phases = self.phases
         new.schedule = self.schedule
         new.hash_key = self.hash_key
+        new.listener = self.listener
+        new.matched_prefix = self.matched_prefix
+        new.preferred = self.preferred
+        new.mirrored = self.mirrored
         new.served = self.served
         new.trace = self.trace
         new.route = self.route
@@ -211,6 +222,23 @@ class Call:
         new.trail = self.trail
         new.number, new.attempt_deadline = self.number + 1, self.deadline
         return new
+
+    def mirror(self) -> Call:
+        """A copy for a mirror: a first attempt and the last, with a trail of its own and no deadline yet.
+
+        Its reply is streamed, so that whoever discards it reads no more of it than it wants to.
+        """
+        new = self.fork()
+        new.number, new.trail, new.streaming, new.mirrored = 1, Trail(self.service), True, True
+        new.deadline = new.attempt_deadline = FOREVER
+        new.max_retries, new.schedule, new.preferred = 0, None, ""
+        new.served = None if self.served is None else self.served.detached()
+        return new
+
+    @property
+    def shadow(self) -> bool:
+        """Is it done for a mirror's sake alone: a copy, or a call that was made to answer one?"""
+        return self.mirrored or (self.served is not None and self.served.mirror)
 
     @property
     def replayable(self) -> bool:

@@ -17,11 +17,14 @@ _RESERVED = ("host", "content-length", "transfer-encoding", "connection", "trace
 MAX_RETRIES = 10
 """Ceiling of what a call may ask; the policy's own `limits.max_retries` is usually lower."""
 
+HASH_KEY_MAX = 1024
+"""Characters of a hash key."""
+
 
 class CallPolicy:
     """Values asked for by the caller; None where it did not ask. `header_lines` are rendered and checked."""
 
-    __slots__ = ("header_lines", "idempotent", "max_retries", "schedule", "timeout_s")
+    __slots__ = ("hash_key", "header_lines", "idempotent", "max_retries", "schedule", "timeout_s")
 
     def __init__(
         self,
@@ -30,7 +33,9 @@ class CallPolicy:
         idempotent: bool | None = None,
         header_lines: bytes = b"",
         schedule: Schedule | None = None,
+        hash_key: str | None = None,
     ) -> None:
+        self.hash_key = hash_key
         self.timeout_s, self.max_retries = timeout_s, max_retries
         self.idempotent, self.header_lines, self.schedule = idempotent, header_lines, schedule
 
@@ -51,15 +56,16 @@ def call_policy(
     """Apply to every call made inside, HTTP and gRPC. An inner policy adds to an outer one and wins where both speak.
 
     `timeout`: total seconds, > 0. `max_retries`: 0 to 10. `idempotent`: may this be sent twice? `headers` are added to
-    each request. `schedule`: when to retry, in the place of the policy's back-off. `hash_key` is not enforced by this
-    release, and refused. ValueError names the argument that is out of range.
+    each request. `schedule`: when to retry, in the place of the policy's back-off. `hash_key`: calls with the
+    same text go to the same backend of a route, in the place of its own `hash_key`; at most 1024 characters. ValueError
+    names the argument that is out of range.
     """
     if timeout is not None and not 0 < timeout < float("inf"):
         raise ValueError(f"timeout must be a positive number of seconds, got {timeout!r}")
     if max_retries is not None and not 0 <= max_retries <= MAX_RETRIES:
         raise ValueError(f"max_retries must be 0 to {MAX_RETRIES}, got {max_retries!r}")
-    if hash_key is not None:
-        raise ValueError("hash_key is not enforced by this release of meshlib: there is no consistent hashing yet")
+    if hash_key is not None and not (isinstance(hash_key, str) and len(hash_key) <= HASH_KEY_MAX):
+        raise ValueError(f"hash_key must be a text of at most {HASH_KEY_MAX} characters, got {hash_key!r:.60}")
     outer = POLICY.get() or CallPolicy()
     token = POLICY.set(
         CallPolicy(
@@ -68,6 +74,7 @@ def call_policy(
             outer.idempotent if idempotent is None else idempotent,
             _merged(outer.header_lines, headers) if headers else outer.header_lines,
             outer.schedule if schedule is None else schedule,
+            outer.hash_key if hash_key is None else hash_key,
         )
     )
     try:

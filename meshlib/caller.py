@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .destination import ServicePlan
+from .plan import ServicePlan
 from .transport.httpx_client import MeshAsyncClient, MeshClient
 from .transport.httpx_transport import MeshAsyncTransport, MeshTransport
 

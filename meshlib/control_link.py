@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from .call import Call
+from .compilation import compile_service
 from .config import config_of
-from .destination import ServicePlan, compile_service
 from .discovery.fragment import REPLY_BYTES_MAX
 from .errors import MeshError, UnknownService
 from .identity.control import Issued
@@ -24,6 +24,8 @@ from .identity.pinned import PinnedTls
 from .identity.spiffe import SpiffeId
 from .identity.svid_tls import SvidTls
 from .learned import Learned
+from .plan import ServicePlan
+from .policy.predicate import Predicates
 from .runtime.blocking import BlockingRuntime, drive
 from .scopes import ThreadScope
 from .telemetry.metrics import Metrics
@@ -64,7 +66,8 @@ class ControlLink:
         self.tracing = Tracing(0.0, random.Random())
         self.tracing.sampler_set = False  # a poll that waits is nobody's trace
         config = config_of(_mesh_of(self.urls))
-        self._plan = compile_service(config, f"{_NAME}.default", Learned(BlockingRuntime().lock))
+        self._plan = compile_service(config, f"{_NAME}.default", Learned(BlockingRuntime().lock), self.service)
+        self.predicates = Predicates(lambda _sentence: None)  # its own policy asks for none
         self._scope = ThreadScope(self)
 
     def plan(self, given: str) -> ServicePlan:

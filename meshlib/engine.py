@@ -45,6 +45,7 @@ from .identity.dev import DevSource
 from .identity.spiffe import SpiffeId
 from .learned import Learned
 from .policy.node import STATES, Node
+from .policy.predicate import Predicates
 from .runtime.event_loop import EventLoopRuntime
 from .scopes import LoopScope, ThreadScope
 from .snapshot import Arriving, Snapshot, candidates
@@ -56,9 +57,9 @@ from .watched_file import WatchedFile
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
 
-    from .destination import ServicePlan
     from .identity.credentials import ClientTls
     from .interop.pybreaker import Circuits
+    from .plan import ServicePlan
 
 logger = logging.getLogger("meshlib")
 
@@ -123,7 +124,7 @@ class Engine:
         circuits: Circuits | None = None,
     ) -> None:
         self.given, self.source_of_config, self.overrides = service, config, dict(overrides)
-        self.circuits = circuits
+        self.circuits, self.predicates = circuits, Predicates(logger.warning)
         self.closed = False
         self.surroundings = Surroundings()
         self._expected: dict[str, None] = {}

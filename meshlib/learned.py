@@ -76,5 +76,5 @@ class Learned:
             del self._budgets[terms]
 
 
-def _node(_service: str, endpoint: Endpoint, outlier: OutlierPolicy) -> Node:
-    return Node(endpoint, outlier)
+def _node(service: str, endpoint: Endpoint, outlier: OutlierPolicy) -> Node:
+    return Node(endpoint, outlier, service)

@@ -101,6 +101,7 @@ class Mesh:
         """Policy for the calls made inside the `with` block, never above the ceilings of the central policy (`limits`).
 
         `timeout`: total seconds. `max_retries`: 0 to 10. `idempotent`: may it be sent twice? `headers` are added.
+        `hash_key`: calls with the same text go to the same backend of a route.
         `schedule`: a tenacity wait, a stop, or a tuple (wait, stop); it decides when a failure is tried again, in the
         place of the policy's back-off and within all its limits. ValueError names an argument that is out of range,
         TypeError says what `schedule` takes.
@@ -113,6 +114,21 @@ class Mesh:
             headers=headers,
             schedule=None if schedule is None else _schedule(schedule),
         )
+
+    def predicate(self, name: str) -> Callable[[F], F]:
+        """Register the decorated function as the predicate `name` of routes (`matches: [{predicate: is_beta}]`).
+
+        It gets the request that is routed (`method`, `path`, `host`, `header(name)`, `headers(name)`,
+        `query_params(name)`) and returns whether the route may take it. It runs within each call to a service whose
+        routes ask for it, so it must be fast and do no I/O. One that raises takes nothing. ValueError: another
+        function has that name.
+        """
+
+        def register(function: F) -> F:
+            self._engine.predicates.register(name, function)
+            return function
+
+        return register
 
     # Handlers in
 

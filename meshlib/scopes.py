@@ -7,8 +7,9 @@ from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Protocol
 
 from .call import FOREVER, Call, Reply
-from .destination import BackendPlan, ServicePlan, bind
+from .destination import bind
 from .errors import IdentityError, UnknownService
+from .plan import BackendPlan, ServicePlan
 from .runtime.blocking import BlockingRuntime
 from .runtime.event_loop import EventLoopRuntime
 from .snapshot import Arriving
@@ -19,6 +20,7 @@ from .transport.limits import HttpLimits
 
 if TYPE_CHECKING:
     from .endpoint import Endpoint
+    from .policy.predicate import Predicates
     from .runtime import Runtime
     from .stack import Service
     from .telemetry.metrics import Metrics
@@ -37,6 +39,7 @@ class Owner(Protocol):
     anonymous: bool
     metrics: Metrics
     tracing: Tracing
+    predicates: Predicates
 
     def plan(self, given: str) -> ServicePlan | UnknownService | Arriving:
         """The plan in force."""
@@ -59,6 +62,7 @@ class _Scope:
 
     def __init__(self, owner: Owner) -> None:
         self.owner, self.metrics, self.tracing, self.source = owner, owner.metrics, owner.tracing, owner.service
+        self.predicates = owner.predicates
         self._bound: dict[str, tuple[ServicePlan, Service]] = {}
 
     def service(self, given: str) -> Service:

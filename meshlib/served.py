@@ -21,10 +21,12 @@ class Served:
 
     `deadline`: monotonic seconds, FOREVER where the caller set none. `trace`: this server's own place in the trace.
     `criticality` is the caller's level as sent, '' where it sent none. `spent`: a call made on behalf of this one has
-    used up its retries or its budget, so the caller is told not to try again (`x-meshlib-no-retry`).
+    used up its retries or its budget, so the caller is told not to try again (`x-meshlib-no-retry`). `mirror`: it is a
+    copy of a call that another endpoint answers, or was made to answer one: nobody waits for the answer, and what it
+    writes is written by the other, too.
     """
 
-    __slots__ = ("attempt", "criticality", "deadline", "now", "peer", "spent", "trace")
+    __slots__ = ("attempt", "criticality", "deadline", "mirror", "now", "peer", "spent", "trace")
 
     def __init__(
         self,
@@ -35,9 +37,17 @@ class Served:
         attempt: int = 1,
         criticality: str = "",
         trace: TraceContext | None = None,
+        mirror: bool = False,
     ) -> None:
         self.now, self.peer, self.deadline, self.attempt = now, peer, deadline, attempt
-        self.criticality, self.trace, self.spent = criticality, trace, False
+        self.criticality, self.trace, self.spent, self.mirror = criticality, trace, False, mirror
+
+    def detached(self) -> Served:
+        """The same caller, for work that it does not wait for: no deadline, and what is noted there is not reported."""
+        return Served(
+            self.now, peer=self.peer, attempt=self.attempt, criticality=self.criticality, trace=self.trace,
+            mirror=self.mirror,
+        )  # fmt: skip
 
     @property
     def remaining_s(self) -> float:

@@ -12,10 +12,12 @@ import difflib
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING
 
+from .compilation import compile_service
 from .config.effective import effective
 from .config.fields import canonical_name, is_label
-from .destination import ServicePlan, compile_service
+from .config.model import GATEWAY
 from .errors import UnknownService
+from .plan import ServicePlan
 
 if TYPE_CHECKING:
     from .config import MeshConfig
@@ -55,6 +57,7 @@ class Snapshot:
         "_namespace",
         "_plans",
         "_resolved",
+        "_service",
         "config",
         "max_request_body",
         "strict",
@@ -76,7 +79,7 @@ class Snapshot:
         self.config, self.version, self._known = config, config.version_number, known
         own = effective(config, service)
         self.strict, self.max_request_body = own.mtls == "strict", own.limits.max_request_body
-        self._namespace = service.partition(".")[2]
+        self._service, self._namespace = service, service.partition(".")[2]
         self._learned, self._lock, self._compiled = learned, lock, compiled
         self._plans: dict[str, ServicePlan] = {}
         self._resolved: dict[str, ServicePlan | UnknownService] = {}
@@ -121,17 +124,24 @@ class Snapshot:
                 self._asked(candidates(given, self._namespace))
             if self.arriving(given):
                 return ARRIVING
-            service = self.config.canonical(given, self._namespace)
+            service = self._canonical(given)
             plan = self._unknown(given) if service is None else self._plan_of(service)
             if len(self._resolved) >= NAMES_MAX:
                 del self._resolved[next(iter(self._resolved))]
             self._resolved[given] = plan
             return plan
 
+    def _canonical(self, given: str) -> str | None:
+        if given.startswith(GATEWAY):
+            return given if self.config.owner(given) is not None else None
+        return self.config.canonical(given, self._namespace)
+
     def _plan_of(self, service: str) -> ServicePlan:
         plan = self._plans.get(service)
         if plan is None:
-            plan = self._plans[service] = self._kept(service) or compile_service(self.config, service, self._learned)
+            plan = self._plans[service] = self._kept(service) or compile_service(
+                self.config, service, self._learned, self._service
+            )
             self._compiled()
         return plan
 
@@ -146,7 +156,7 @@ class Snapshot:
         if before is None or plan is None or before.config.defaults is not self.config.defaults:
             return None
         for name in {service, *plan.services()}:
-            same = before.config.services.get(name) is self.config.services.get(name)
+            same = before.config.owner(name) is self.config.owner(name)
             if not same or before.config.endpoints(name) != self.config.endpoints(name):
                 return None
         return plan

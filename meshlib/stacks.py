@@ -1,11 +1,11 @@
 """The recipes: which filters a call goes through, in which order, and why each sits where it does.
 
-    client   CALL ─ router ─ ROUTE ─ balance ─ ENDPOINT ─ leaf
+    client   CALL ─ router ─ RULE ─ split ─ ROUTE ─ balance ─ ENDPOINT ─ leaf
     server   SERVER ─ the application
 
-The router and the balancer are the hinges: one stack per service, one per (route, backend), one per node. Everything is
-bound once per policy version; `print(stacks.CALL)` shows a recipe with its reasons. Sources for the order: Finagle
-`StackClient.scala`, linkerd2-proxy `push_http_endpoint`.
+The router, the split and the balancer are the hinges: one stack per destination, one per route, one per (route,
+backend), one per node. Everything is bound once per policy version; `print(stacks.CALL)` shows a recipe with its
+reasons. Sources for the order: Finagle `StackClient.scala`, linkerd2-proxy `push_http_endpoint`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,13 @@ from .transport import admission
 if TYPE_CHECKING:
     from .endpoint import Endpoint
     from .policy.budget import RetryBudget
+    from .policy.cors import Cors
+    from .policy.fault import Fault
+    from .policy.header_modifier import HeaderModifier
     from .policy.limit import Limit
+    from .policy.mirror import Mirrors
+    from .policy.session_persistence import SessionPersistence
+    from .policy.url_rewrite import UrlRewrite
     from .runtime import Lock, Runtime
     from .transport.admission import InFlight
 
@@ -41,17 +47,30 @@ class CallContext:
 
 
 @dataclass(frozen=True, slots=True)
+class RuleContext:
+    """What a RULE stack is bound with: one per (route, runtime). None: the route does not say it."""
+
+    cors: Cors | None
+    headers: HeaderModifier | None
+    rewrite: UrlRewrite | None
+    session: SessionPersistence | None
+    mirrors: Mirrors | None
+
+
+@dataclass(frozen=True, slots=True)
 class RouteContext:
     """What a ROUTE stack is bound with: one per (route, backend, runtime). Times in seconds; `wall`: unix time."""
 
     timeout_s: float
     ceiling_s: float
-    limit: Limit
+    limit: Limit | None
     retry: RetryPolicy
     budget: RetryBudget
     lock: Lock
     runtime: Runtime
     wall: Callable[[], float]
+    headers: HeaderModifier | None = None
+    fault: Fault | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,9 +111,38 @@ CALL = Stack(
 )
 """Below it the router finds the rule: timeout, retries and idempotency are properties of a route."""
 
+RULE = Stack(
+    "client, one route",
+    (
+        Layer(
+            "cors",
+            lambda context: context.cors,
+            "outermost: a preflight is answered here, and every answer of the route, whoever made it, gets its fields",
+        ),
+        Layer(
+            "headers",
+            lambda context: context.headers,
+            "above the rewrite and the mirror: what goes on and its copies have the same fields",
+        ),
+        Layer("url rewrite", lambda context: context.rewrite, "above the mirror, for the same reason"),
+        Layer(
+            "session persistence",
+            lambda context: context.session,
+            "above retry, so that the session follows the endpoint that answered in the end",
+        ),
+        Layer(
+            "mirror",
+            lambda context: context.mirrors,
+            "innermost here: a copy is of the call as it goes on, and made once, not per attempt",
+        ),
+    ),
+)
+"""Below it the split draws a backend, once per call: retries stay on it (gRFC A31)."""
+
 ROUTE = Stack(
     "client, one route to one backend",
     (
+        Layer("backend headers", lambda context: context.headers, "outermost: of this backend and no other"),
         Layer(
             "deadline",
             lambda context: Deadline(context.timeout_s, context.ceiling_s, context.runtime.now),
@@ -109,6 +157,11 @@ ROUTE = Stack(
             "retry",
             lambda context: Retry(context.retry, context.budget, context.lock, context.runtime, context.wall),
             "above balance, so that each attempt may pick another endpoint, and a failed pick is an outcome too",
+        ),
+        Layer(
+            "fault",
+            lambda context: context.fault,
+            "below retry, so that each attempt draws anew; above balance, so that no endpoint is blamed for it",
         ),
     ),
 )

@@ -9,6 +9,7 @@ import pytest
 from meshlib.call import FOREVER, Attempt, Call, Reply, TraceContext, Trail
 from meshlib.endpoint import Endpoint
 from meshlib.errors import TransportError
+from meshlib.served import Served
 
 
 class Stream:
@@ -33,6 +34,33 @@ def test_a_fork_is_the_same_question():
         slot: own.get(slot, getattr(call, slot)) for slot in Call.__slots__
     }
     assert fork.trail is call.trail
+
+
+def test_a_mirror_is_the_same_question_and_nothing_else():
+    """What was asked is carried over; trail, deadlines, attempts and what is reported to our caller are not."""
+    served = Served(lambda: 0.0, deadline=5.0, attempt=2, criticality="high", trace=TraceContext(3, 4, True))
+    call = Call("svc", "POST", b"/x", b"a: 1\r\n", b"body", timeout_s=1.0, max_retries=2, schedule=object(),
+                idempotent=True, served=served, trace=TraceContext(1, 2, True), hash_key="k")  # fmt: skip
+    call.deadline, call.attempt_deadline, call.number, call.preferred = 50.0, 10.0, 2, "k"
+    copy = call.mirror()
+    own = {"number": 1, "deadline": FOREVER, "attempt_deadline": FOREVER, "max_retries": 0, "schedule": None,
+           "preferred": "", "mirrored": True, "streaming": True, "trail": copy.trail, "served": copy.served}  # fmt: skip
+    assert {slot: getattr(copy, slot) for slot in Call.__slots__} == {
+        slot: own.get(slot, getattr(call, slot)) for slot in Call.__slots__
+    }
+    assert (copy.trail.service, len(copy.trail), copy.trail is call.trail) == ("svc", 0, False)
+    copy.served.spent = True
+    assert (copy.served.deadline, copy.served.attempt, copy.served.criticality) == (FOREVER, 2, "high")
+    assert (copy.served.trace, served.spent) == (served.trace, False)
+
+
+def test_a_shadow_is_a_copy_or_made_for_one():
+    """It goes on along the calls that a copy causes."""
+    call = Call("svc", "GET", b"/")
+    assert not call.shadow
+    assert call.mirror().shadow
+    assert not Call("svc", "GET", b"/", served=Served(lambda: 0.0)).shadow
+    assert Call("svc", "GET", b"/", served=Served(lambda: 0.0, mirror=True)).shadow
 
 
 def test_a_new_call_has_no_deadline_yet():

@@ -10,7 +10,7 @@ import pytest
 
 from meshlib import Mesh
 from meshlib.config import MeshConfig, load_config
-from meshlib.destination import ServicePlan
+from meshlib.plan import ServicePlan
 from meshlib.telemetry.metrics import Metrics
 from meshlib.watched_file import WatchedFile
 
@@ -57,15 +57,15 @@ def test_an_edit_is_in_force_and_what_was_learned_stays(tmp_path: Path) -> None:
     """New numbers, the same nodes for the same addresses, the lost one gone."""
     with Mesh("orders", written(tmp_path)) as mesh:
         before, version = plan_of(mesh), metric(mesh, "meshlib_policy_version")
-        first = before.backends[0][0].cluster.nodes[0]
+        first = before.routes[0].backends[0].cluster.nodes[0]
         first.ewma.observe(0.5, 1.0)
         written(tmp_path, "2s", '["127.0.0.1:1001", "127.0.0.1:1003"]')
         assert reload(mesh)
         after = plan_of(mesh)
-        assert after.routes[0].timeout_s == 2.0
-        assert before.routes[0].timeout_s == 1.0, "a plan in use was changed"
-        assert after.backends[0][0].cluster.nodes[0] is first
-        assert [node.endpoint.port for node in after.backends[0][0].cluster.nodes] == [1001, 1003]
+        assert after.routes[0].route.timeout_s == 2.0
+        assert before.routes[0].route.timeout_s == 1.0, "a plan in use was changed"
+        assert after.routes[0].backends[0].cluster.nodes[0] is first
+        assert [node.endpoint.port for node in after.routes[0].backends[0].cluster.nodes] == [1001, 1003]
         mesh._engine.retire()  # which the agent does two seconds later
         assert {port for _, port in mesh._engine._learned._nodes} == {"127.0.0.1:1001", "127.0.0.1:1003"}
         assert metric(mesh, "meshlib_policy_version") != version
@@ -87,7 +87,7 @@ def test_a_broken_edit_changes_nothing_and_is_reported(tmp_path: Path, caplog: p
         assert metric(mesh, "meshlib_policy_rejected_total") == "1"
         written(tmp_path, "3s")
         assert reload(mesh)
-        assert plan_of(mesh).routes[0].timeout_s == 3.0
+        assert plan_of(mesh).routes[0].route.timeout_s == 3.0
 
 
 class Owner:
@@ -140,13 +140,13 @@ def test_a_bootstrap_field_waits_for_the_next_start(tmp_path: Path, caplog: pyte
         with caplog.at_level(logging.WARNING, "meshlib"):
             assert reload(mesh)
         assert "mesh, trust_domain will be in force when this process starts again" in caplog.text
-        assert plan_of(mesh).routes[0].timeout_s == 4.0
+        assert plan_of(mesh).routes[0].route.timeout_s == 4.0
 
 
 def test_the_limit_of_a_reply_is_the_services_own(tmp_path: Path) -> None:
     """`limits.max_response_body` reaches the plan that leaves are bound with."""
     with Mesh("orders", written(tmp_path)) as mesh:
-        assert plan_of(mesh).backends[0][0].max_response_body == 1024
+        assert plan_of(mesh).routes[0].backends[0].max_response_body == 1024
 
 
 def test_an_edit_to_strict_gets_an_identity_before_it_is_in_force(tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_an_edit_to_strict_gets_an_identity_before_it_is_in_force(tmp_path: Path
         path.write_text(path.read_text().replace("mtls: disabled", "mtls: strict"))
         assert reload(mesh)
         assert mesh._engine.strict
-        assert plan_of(mesh).backends[0][0].strict
+        assert plan_of(mesh).routes[0].backends[0].strict
         assert mesh._engine.client_tls("inventory.default").expected == "spiffe://shop.dev/ns/default/sa/inventory"
 
 
@@ -174,7 +174,7 @@ def test_an_edit_that_needs_an_identity_that_cannot_be_had_is_refused(
             assert not reload(mesh)
         assert "chmod 700" in caplog.text
         assert not mesh._engine.strict
-        assert not plan_of(mesh).backends[0][0].strict
+        assert not plan_of(mesh).routes[0].backends[0].strict
 
 
 def test_an_edit_waits_for_an_identity_that_fails_for_a_while(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -198,10 +198,10 @@ def test_two_spellings_are_one_plan_and_terms_are_one_budget(tmp_path: Path) -> 
     """`inventory` and `inventory.default`; the budget outlives an edit that does not change its terms."""
     with Mesh("orders", written(tmp_path)) as mesh:
         assert plan_of(mesh) is mesh._engine.plan("inventory.default")
-        budget = plan_of(mesh).backends[0][0].budget
+        budget = plan_of(mesh).routes[0].backends[0].budget
         written(tmp_path, "9s")
         assert reload(mesh)
-        assert plan_of(mesh).backends[0][0].budget is budget
+        assert plan_of(mesh).routes[0].backends[0].budget is budget
         assert len(mesh._engine._learned._budgets) == 1
 
 

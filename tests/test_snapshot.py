@@ -7,9 +7,9 @@ from collections.abc import Collection
 from typing import Any
 
 from meshlib.config import MeshConfig, config_of
-from meshlib.destination import ServicePlan
 from meshlib.endpoint import Endpoint
 from meshlib.learned import Learned
+from meshlib.plan import ServicePlan
 from meshlib.runtime.blocking import BlockingRuntime
 from meshlib.snapshot import ARRIVING, Snapshot
 
@@ -44,7 +44,7 @@ def test_only_what_has_changed_is_compiled_again() -> None:
     after = meant(changed, before=before)
     assert plan(after, "stock") is stock
     assert plan(after, "items") is not items
-    assert [node.endpoint.port for node in plan(after, "items").backends[0][0].cluster.nodes] == [3]
+    assert [node.endpoint.port for node in plan(after, "items").routes[0].backends[0].cluster.nodes] == [3]
 
 
 def test_other_defaults_change_every_plan() -> None:
@@ -64,4 +64,4 @@ def test_what_is_looked_up_is_followed_also_ourselves() -> None:
     assert served.plan("orders") is ARRIVING
     assert asked == [["orders.default"]]
     arrived = meant(config, known=frozenset({"orders.default"}), asked=asked.append)
-    assert [node.endpoint.port for node in plan(arrived, "orders").backends[0][0].cluster.nodes] == [1]
+    assert [node.endpoint.port for node in plan(arrived, "orders").routes[0].backends[0].cluster.nodes] == [1]

@@ -13,7 +13,7 @@ from .units import DURATION_PATTERN, format_duration, parse_duration, quoted
 BOOTSTRAP = (
     "mesh", "trust_domain", "control", "identity", "policy_source", "ca", "state_dir", "admin", "instance", "telemetry",
 )  # fmt: skip
-"""The fields that a process reads once. The others, `defaults` and `services`, are the policy."""
+"""The fields that a process reads once. The others, `defaults`, `services` and `gateways`, are the policy."""
 
 URLS_MAX = 16
 """URLs of the config service; one more is refused."""

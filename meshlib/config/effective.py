@@ -86,7 +86,8 @@ class Effective:
 
 
 def effective(config: MeshConfig, service: str, route: int | None = None) -> Effective:
-    """Of a service by canonical name, and of its route by index (None: a call that no route matches).
+    """Of a service by canonical name, or of gateway/<name>, and of its route by index (None: a call that no route
+    matches).
 
     A service that is not in the file has `defaults`. Raises IndexError for a route that does not exist.
     """
@@ -104,11 +105,12 @@ def effective(config: MeshConfig, service: str, route: int | None = None) -> Eff
 
 def _levels(config: MeshConfig, service: str, route: int | None) -> Iterator[tuple[Path, Section]]:
     yield ("defaults",), config.defaults
-    if service in config.services:
-        path: Path = ("services", config.written(service))
-        yield path, config.services[service]
-        if route is not None:
-            yield (*path, "routes", route), config.services[service].routes[route]
+    owner, path = config.owner(service), config.path_of(service)
+    if owner is None:
+        return
+    yield path, owner
+    if route is not None:
+        yield (*path, "routes", route), owner.routes[route]
 
 
 def _flat(section: Section, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -12,6 +12,9 @@ from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
+from meshlib.grpc_code import CODE_WORDS
+from meshlib.pattern import PATTERN_CHARS_MAX, compiled
+
 from .builtin import BUILT_IN
 from .units import (
     DURATION_PATTERN,
@@ -26,7 +29,16 @@ from .units import (
 
 LABEL_PATTERN = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
 SERVICE_PATTERN = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)?$"
+OWNER_PATTERN = rf"{SERVICE_PATTERN}|^gateway/{LABEL_PATTERN[1:]}"
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
+HOSTNAME_PATTERN = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?){0,31}$"
+HOSTNAME_OR_BELOW_PATTERN = HOSTNAME_PATTERN.replace("^", r"^(\*\.)?", 1)
+HEADER_VALUE_PATTERN = r"^([!-~\x80-\xff]([\t -~\x80-\xff]{0,4094}[!-~\x80-\xff])?)?$"
+QUERY_PATTERN = r"^[^\s&=#]{1,256}$"
+GRPC_PATTERN = r"^[A-Za-z_][A-Za-z0-9_.]{0,1023}$"
+ORIGIN_PATTERN = (
+    r"^(\*|[a-z][a-z0-9+.-]{0,31}://(\*|(\*\.)?[A-Za-z0-9._-]{1,253}|\[[0-9a-fA-F:.]+\])(:([0-9]{1,5}|\*))?)$"
+)
 HEADER_PATTERN = r"^[!#$%&'*+.^_`|~0-9A-Za-z-]{1,256}$"
 
 
@@ -91,7 +103,7 @@ def _text(value: Any) -> str:
 
 def _consenting(value: Any) -> str:
     if isinstance(value, str) and value.startswith("gateway/"):
-        raise ValueError(f"{quoted(value)}: gateways are not enforced by this release of meshlib; remove it")
+        return "gateway/" + _like(LABEL_PATTERN, _IS_LABEL)(value.removeprefix("gateway/"))
     return _like(SERVICE_PATTERN, _IS_SERVICE)(value)
 
 
@@ -126,10 +138,13 @@ def whole(low: int, high: int) -> Any:
 def _retry_condition(value: Any) -> str | int:
     if isinstance(value, int) and not isinstance(value, bool) and 400 <= value <= 599:
         return value
-    if isinstance(value, str) and value in RETRY_CONDITIONS:
+    if isinstance(value, str) and value in (*RETRY_CONDITIONS, *CODE_WORDS):
         return value
     words = ", ".join(RETRY_CONDITIONS)
-    raise ValueError(f"{quoted(value)} is not a reason to retry: use {words} or a status from 400 to 599")
+    raise ValueError(
+        f"{quoted(value)} is not a reason to retry: use {words}, a status from 400 to 599, or a gRPC code such as "
+        "unavailable"
+    )
 
 
 def _http_path(value: Any) -> str:
@@ -141,13 +156,37 @@ def _http_path(value: Any) -> str:
     return text
 
 
+def _regular_expression(value: Any) -> str:
+    text = _text(value)
+    compiled(text)
+    return text
+
+
+def _editable(value: Any) -> str:
+    name = _like(HEADER_PATTERN, _IS_HEADER)(value).lower()
+    if name == "host":
+        raise ValueError("host is not changed here; use url_rewrite: {hostname: …}")
+    if name in _FRAMING or name.startswith("x-meshlib-"):
+        raise ValueError(f"{quoted(name)} is the transport's own; a route may not change it")
+    return name
+
+
 RETRY_CONDITIONS = ("connect_failure", "reset", "gateway_error", "5xx")
+_FRAMING = frozenset(
+    ("connection", "content-length", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade")
+)  # what frames or ends a message (RFC 9110 §7.6.1)
 
 _METHOD_PATTERN = r"^[A-Z][A-Z-]{0,31}$"
 _IS_LABEL = "is not a name: up to 63 lower-case letters, digits and hyphens, such as orders"
 _IS_SERVICE = "is not a service name: write name or name.namespace in lower-case letters, digits and hyphens"
 _IS_DOMAIN = "is not a trust domain: lower-case letters, digits, dots, hyphens and underscores, such as shop.dev"
 _IS_NAME = "is not a name: up to 63 letters, digits, dots, hyphens and underscores, such as v1"
+_IS_HEADER = "is not a header name (RFC 9110 token)"
+_IS_HOST = "is not a host: lower-case letters, digits, dots and hyphens, such as shop.example"
+_IS_VALUE = "is not a header value: printable, without space at its ends, at most 4096 characters"
+_IS_QUERY = "is not the name of a query parameter: up to 256 characters without space, &, = and #"
+_IS_GRPC = "is not a name of gRPC: letters, digits, underscores and dots, such as shop.v1.Inventory"
+_IS_ORIGIN = "is not an origin: write scheme://host, such as https://shop.example or https://*.shop.example, or *"
 _IS_METHOD = "is not a method: write it in capitals, such as GET"
 
 
@@ -169,19 +208,40 @@ Flag = Annotated[bool, BeforeValidator(_flag)]
 Label = Annotated[str, BeforeValidator(_like(LABEL_PATTERN, _IS_LABEL)), _string(LABEL_PATTERN)]
 Name = Annotated[str, BeforeValidator(_like(NAME_PATTERN, _IS_NAME)), _string(NAME_PATTERN)]
 ServiceName = Annotated[str, BeforeValidator(_like(SERVICE_PATTERN, _IS_SERVICE)), _string(SERVICE_PATTERN)]
-RouteOwner = Annotated[str, BeforeValidator(_consenting), _string(SERVICE_PATTERN)]
+RouteOwner = Annotated[str, BeforeValidator(_consenting), _string(OWNER_PATTERN)]
 CanonicalName = Annotated[ServiceName, AfterValidator(canonical_name)]
 TrustDomain = Annotated[str, BeforeValidator(_like(r"^[a-z0-9._-]{1,255}$", _IS_DOMAIN)), _string(r"^[a-z0-9._-]+$")]
 HeaderName = Annotated[
     str,
-    BeforeValidator(_like(HEADER_PATTERN, "is not a header name (RFC 9110 token)")),
+    BeforeValidator(_like(HEADER_PATTERN, _IS_HEADER)),
     AfterValidator(str.lower),
     _string(HEADER_PATTERN),
 ]
+EditableHeader = Annotated[str, BeforeValidator(_editable), _string(HEADER_PATTERN)]
+HeaderValue = Annotated[str, BeforeValidator(_like(HEADER_VALUE_PATTERN, _IS_VALUE)), _string(HEADER_VALUE_PATTERN)]
+Token = Annotated[str, BeforeValidator(_like(HEADER_PATTERN, _IS_HEADER)), _string(HEADER_PATTERN)]
+CookieName = Token
+QueryName = Annotated[str, BeforeValidator(_like(QUERY_PATTERN, _IS_QUERY)), _string(QUERY_PATTERN)]
+GrpcName = Annotated[str, BeforeValidator(_like(GRPC_PATTERN, _IS_GRPC)), _string(GRPC_PATTERN)]
+Origin = Annotated[str, BeforeValidator(_like(ORIGIN_PATTERN, _IS_ORIGIN)), _string(ORIGIN_PATTERN)]
+Hostname = Annotated[str, BeforeValidator(_like(HOSTNAME_PATTERN, _IS_HOST)), _string(HOSTNAME_PATTERN)]
+HostnamePattern = Annotated[
+    str,
+    BeforeValidator(_like(HOSTNAME_OR_BELOW_PATTERN, _IS_HOST + " or *.shop.example")),
+    _string(HOSTNAME_OR_BELOW_PATTERN),
+]
+RegularExpression = Annotated[
+    str,
+    BeforeValidator(_regular_expression),
+    WithJsonSchema({"type": "string", "maxLength": PATTERN_CHARS_MAX}),
+]
+Port = Annotated[int, whole(1, 65_535)]
 Method = Annotated[str, BeforeValidator(_like(_METHOD_PATTERN, _IS_METHOD)), _string(_METHOD_PATTERN)]
 HttpPath = Annotated[str, BeforeValidator(_http_path), _string(r"^/[^?#\s]*$")]
 RetryCondition = Annotated[
     str | int,
     BeforeValidator(_retry_condition),
-    WithJsonSchema({"anyOf": [{"enum": list(RETRY_CONDITIONS)}, {"type": "integer", "minimum": 400, "maximum": 599}]}),
+    WithJsonSchema(
+        {"anyOf": [{"enum": [*RETRY_CONDITIONS, *CODE_WORDS]}, {"type": "integer", "minimum": 400, "maximum": 599}]}
+    ),
 ]

@@ -15,11 +15,15 @@ from meshlib.endpoint import Endpoint
 
 from .bootstrap import Admin, Ca, Control, Identity, Instance, Telemetry
 from .fields import CanonicalName, Label, Section, Text, TrustDomain, canonical_name, is_label
+from .gateways import Gateway
 from .problems import DICT, Path
 from .reader import Document
 from .services import Service
 from .settings import Settings
 from .units import quoted
+
+GATEWAY = "gateway/"
+"""How the name of a gateway begins where it stands beside names of services."""
 
 
 def _version(value: Any) -> int:
@@ -58,6 +62,7 @@ class MeshConfig(Section):
     services: dict[CanonicalName, Service] = Field(
         default={}, description="By name or name.namespace; namespace: default."
     )
+    gateways: dict[Label, Gateway] = Field(default={}, description="Where traffic from outside comes in, by name.")
 
     _document: Document = PrivateAttr(default_factory=lambda: Document(DICT))
     _written: dict[str, str] = PrivateAttr(default_factory=dict)
@@ -117,6 +122,18 @@ class MeshConfig(Section):
         """The canonical names of all services, sorted."""
         return tuple(sorted(self.services))
 
+    def owner(self, name: str) -> Service | Gateway | None:
+        """Whose routes `name` means: a service by its canonical name, or a gateway as gateway/<name>."""
+        if name.startswith(GATEWAY):
+            return self.gateways.get(name.removeprefix(GATEWAY))
+        return self.services.get(name)
+
+    def path_of(self, owner: str) -> Path:
+        """Where a service (canonical name) or a gateway (gateway/<name>) stands in the file."""
+        if owner.startswith(GATEWAY):
+            return ("gateways", owner.removeprefix(GATEWAY))
+        return ("services", self.written(owner))
+
     def endpoints(self, service: str) -> tuple[Endpoint, ...]:
         """All endpoints of a service (canonical name), in the order of its sources.
 
@@ -156,10 +173,11 @@ class MeshConfig(Section):
         return data.get("defaults", {}), services
 
     def route_targets(self, service: str) -> tuple[str, ...]:
-        """The services that the routes of a service name as backends, without itself; canonical names, sorted."""
-        namespace = service.partition(".")[2]
-        routes = self.services[service].routes if service in self.services else ()
-        named = {backend.service for route in routes for backend in route.backends if backend.service is not None}
+        """The services that the routes of an owner name as backends or mirrors, without itself; canonical, sorted."""
+        namespace, owner = service.partition(".")[2] or "default", self.owner(service)
+        routes = owner.routes if owner is not None else ()
+        named = {b.service for route in routes for b in route.backends if b.service is not None}
+        named |= {m.service for route in routes for m in route.mirror or () if m.service is not None}
         found = {self.canonical(name, namespace) for name in named} - {service}
         return tuple(sorted(name for name in found if name is not None))
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from .builtin import BUILT_IN_TREE, CEILINGS
 from .endpoints import is_loopback, parse_address
 from .fields import canonical_name, is_label
-from .model import resolve
+from .model import GATEWAY, resolve
 from .problems import Finding, Path, path_text
 from .reader import Document
 from .units import parse_duration, quoted
@@ -40,7 +40,8 @@ def check(document: Document, files: Mapping[Path, Document]) -> Iterator[Findin
             where = document.where(("services", known[canonical_name(key)]))
             message = f"is the same service as {known[canonical_name(key)]!r} ({where}); keep one"
             yield document.finding(("services", key), message, key=True)
-    mesh = _Mesh(document, services, known, {})
+    gateways = {key: _mapping(value) for key, value in _mapping(data.get("gateways")).items() if isinstance(key, str)}
+    mesh = _Mesh(document, services, known, {}, gateways)
     dev = _is_dev(data)
     for key, service in services.items():
         level = Level(("services", key), service)
@@ -51,6 +52,10 @@ def check(document: Document, files: Mapping[Path, Document]) -> Iterator[Findin
         strict = service.get("mtls", defaults.data.get("mtls", "strict")) == "strict"
         yield from _addresses(document, files, key, service, loopback_only=dev and strict)
         yield from _routes(mesh, key, [*levels, level])
+    for name, gateway in mesh.gateways.items():
+        level = Level(("gateways", name), gateway)
+        yield from _listeners(document, level)
+        yield from _routes(mesh, GATEWAY + name, [*levels, level])
 
 
 def written_services(document: Document) -> dict[str, str]:
@@ -72,9 +77,10 @@ class _Mesh(NamedTuple):
     services: dict[str, dict[str, Any]]
     known: dict[str, str]
     consents: dict[str, set[str | None]]
+    gateways: dict[str, dict[str, Any]]
 
     def find(self, name: Any, caller: str) -> str | None:
-        """The key of the service that `name` means in the file's service `caller`; None where there is none."""
+        """The key of the service that `name` means to the owner `caller`; None where there is none."""
         found = resolve(self.known, name, _namespace(caller)) if isinstance(name, str) else None
         return None if found is None else self.known[found]
 
@@ -147,14 +153,45 @@ def _written(level: Level, name: str) -> tuple[Any, float | None]:
 
 def _consents(mesh: _Mesh, key: str) -> Iterator[Finding]:
     for index, name in enumerate(_sequence(mesh.services[key].get("allow_routes_from"))):
-        if isinstance(name, str) and mesh.find(name, key) is None:
-            yield mesh.unknown(("services", key, "allow_routes_from", index), name)
+        path: Path = ("services", key, "allow_routes_from", index)
+        if not isinstance(name, str):
+            continue
+        if name.startswith(GATEWAY):
+            if name.removeprefix(GATEWAY) not in mesh.gateways:
+                known = [GATEWAY + gateway for gateway in mesh.gateways]
+                yield mesh.document.finding(
+                    path, f"{quoted(name)} is not a gateway of this file", word=name, choices=known
+                )
+        elif mesh.find(name, key) is None:
+            yield mesh.unknown(path, name)
+
+
+def _listeners(document: Document, gateway: Level) -> Iterator[Finding]:
+    names: dict[Any, Path] = {}
+    places: dict[Any, Path] = {}
+    for index, listener in enumerate(map(_mapping, _sequence(gateway.data.get("listeners")))):
+        path: Path = (*(gateway.path or ()), "listeners", index)
+        name, place = listener.get("name"), (listener.get("port"), listener.get("hostname"))
+        if isinstance(name, str) and names.setdefault(name, path) != path:
+            where = document.where((*names[name], "name"))
+            yield document.finding((*path, "name"), f"{quoted(name)} is already the name of a listener ({where})")
+        if all(isinstance(part, (str, int, type(None))) for part in place) and places.setdefault(place, path) != path:
+            where = document.where(places[place])
+            yield document.finding(path, f"has the port and the hostname of another listener ({where})")
+    for index, route in enumerate(map(_mapping, _sequence(gateway.data.get("routes")))):
+        for position, name in enumerate(_sequence(route.get("listeners"))):
+            if isinstance(name, str) and name not in names:
+                at: Path = (*(gateway.path or ()), "routes", index, "listeners", position)
+                message = f"{quoted(name)} is not a listener of this gateway"
+                yield document.finding(at, message, word=name, choices=[known for known in names if known])
 
 
 def _routes(mesh: _Mesh, key: str, levels: list[Level]) -> Iterator[Finding]:
+    """`key`: the owner as it is written, a service or gateway/<name>; `levels`: down to it."""
     names: dict[str, Path] = {}
-    for index, route in enumerate(map(_mapping, _sequence(mesh.services[key].get("routes")))):
-        path: Path = ("services", key, "routes", index)
+    owner = levels[-1]
+    for index, route in enumerate(map(_mapping, _sequence(owner.data.get("routes")))):
+        path: Path = (*(owner.path or ()), "routes", index)
         yield from _ceilings(mesh.document, [*levels, Level(path, route)])
         name = route.get("name")
         if isinstance(name, str) and names.setdefault(name, path) != path:
@@ -167,9 +204,22 @@ def _routes(mesh: _Mesh, key: str, levels: list[Level]) -> Iterator[Finding]:
             yield mesh.document.finding((*path, "backends"), message, key=True)
         for place, backend in enumerate(map(_mapping, backends)):
             yield from _backend(mesh, key, (*path, "backends", place), backend)
+        mirrors = route.get("mirror")
+        if isinstance(mirrors, dict):
+            yield from _backend(mesh, key, (*path, "mirror"), mirrors)
+        for place, mirror in enumerate(map(_mapping, _sequence(mirrors))):
+            yield from _backend(mesh, key, (*path, "mirror", place), mirror)
+        if key.startswith(GATEWAY) and not backends and not {"request_redirect", "direct_response"} & route.keys():
+            message = "has no backends; a gateway has no endpoints of its own: write backends: [{service: …}]"
+            yield mesh.document.finding(path, message)
 
 
 def _backend(mesh: _Mesh, key: str, path: Path, backend: dict[str, Any]) -> Iterator[Finding]:
+    if {"request_redirect", "direct_response"} & backend.keys():
+        return
+    if key.startswith(GATEWAY) and "service" not in backend:
+        yield mesh.document.finding(path, "has no service; a gateway has no endpoints of its own: write service: …")
+        return
     name = backend.get("service", key)
     target = mesh.find(name, key)
     if target is None:
@@ -188,7 +238,10 @@ def _backend(mesh: _Mesh, key: str, path: Path, backend: dict[str, Any]) -> Iter
 def _consent(mesh: _Mesh, key: str, target: str, path: Path) -> Iterator[Finding]:
     allowed = mesh.services[target].get("allow_routes_from", [])
     if target not in mesh.consents:
-        mesh.consents[target] = {mesh.find(name, target) for name in _sequence(allowed)}
+        mesh.consents[target] = {
+            name if isinstance(name, str) and name.startswith(GATEWAY) else mesh.find(name, target)
+            for name in _sequence(allowed)
+        }
     if isinstance(allowed, list) and key not in mesh.consents[target]:
         at: Path = ("services", target, "allow_routes_from")
         where = mesh.document.where(at)
@@ -232,7 +285,8 @@ def _entries(
 
 
 def _namespace(key: str) -> str:
-    return canonical_name(key).partition(".")[2]
+    """Of an owner: a gateway's names are those of the namespace default."""
+    return "default" if key.startswith(GATEWAY) else canonical_name(key).partition(".")[2]
 
 
 def _mapping(value: Any) -> dict[str, Any]:

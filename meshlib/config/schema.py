@@ -20,17 +20,13 @@ from .units import quoted
 M = TypeVar("M", bound=BaseModel)
 
 NOT_ENFORCED = frozenset((
-    "authorization", "consul", "cors", "diff", "direct_response", "dns", "egress", "etcd", "fault", "from",
-    "gateways", "grpc", "hash_key", "health_check", "host", "hostnames", "kubernetes", "mirror",
-    "ports", "predicate", "query_params", "rate_limits", "regular_expression", "request_headers",
-    "request_redirect", "response_headers", "session_persistence", "srv", "url_rewrite", "xds",
+    "authorization", "consul", "egress", "etcd", "health_check", "host", "kubernetes", "ports", "rate_limits", "xds",
 ))  # fmt: skip
 """Fields of the contract that are not enforced by this release, wherever they stand."""
 
 NOT_ENFORCED_VALUES = {
     "mtls": {"permissive"},
     "policy": {"ring_hash", "maglev"},
-    "protocol": {"grpc"},
     "source": {"files", "spiffe"},
 }
 """Values of the contract that are not enforced by this release, by field."""

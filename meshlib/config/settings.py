@@ -33,7 +33,8 @@ class Retries(Section):
     )
     retry_on: tuple[RetryCondition, ...] | None = setting(
         "retries.retry_on",
-        "What is retried: connect_failure, reset, gateway_error (502, 503, 504), 5xx, or a status from 400 to 599.",
+        "What is retried: connect_failure, reset, gateway_error (502, 503, 504), 5xx, a status from 400 to 599, or a "
+        "gRPC code such as unavailable.",
     )
     per_try_timeout: Duration | None = setting(
         "retries.per_try_timeout", "Duration of one attempt, at most the timeout."

@@ -111,7 +111,7 @@ class CircuitNode(Node):
     ejection: _Told
 
     def __init__(self, service: str, endpoint: Endpoint, outlier: OutlierPolicy, circuits: Circuits) -> None:
-        super().__init__(endpoint, outlier)
+        super().__init__(endpoint, outlier, service)
         self.service, self.circuits, self.circuit = service, circuits, Circuit(self)
         self.reach, self.ejection = _Told(self.reach.policy, self), _Told(self.ejection.policy, self)
         self.word = self.own = CLOSED

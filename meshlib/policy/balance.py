@@ -4,7 +4,8 @@
 Envoy choice_count 2). Where weights differ, a weight is drawn first and the two among its nodes, so that a weight is a
 share whatever the loads (Finagle's traffic distributor). `round_robin` starts anywhere, so that clients do not march
 together. Nodes that may not be picked are passed over; a retry prefers endpoints that the call has not tried (Envoy
-`previous_hosts`); when none is left the error says why for each.
+`previous_hosts`); when none is left the error says why for each. A call of a session goes to the session's endpoint
+while that may be picked and the call has not tried it.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ equals (docs/adr/0011-alike-loads.md)."""
 STALL_S = 0.1
 """A deadline that is noticed this much too late says that our own loop or thread stood still, not the endpoint."""
 _ALONE = ("drawn by weight, no other endpoint has this one's",)
+_SESSION = ("its session's endpoint",)
 
 
 class Cluster:
@@ -55,6 +57,7 @@ class Cluster:
         self.service, self.nodes, self.policy, self.outlier, self.lock = service, tuple(nodes), policy, outlier, lock
         weights = [node.endpoint.weight for node in self.nodes]
         self._cumulative = tuple(accumulate(weights)) if len(set(weights)) > 1 else ()
+        self._by_key = {node.key: node for node in self.nodes}
         self._turn = -1
         self._credit = [0] * len(self.nodes)
         self._choose: Callable[[Sequence[Node], float, Rng], tuple[Node, tuple[Any, ...]]] = {
@@ -64,8 +67,14 @@ class Cluster:
             "random": self._random,
         }[policy]
 
-    def pick(self, now: float, rng: Rng, tried: Sequence[Attempt] = ()) -> tuple[Node, tuple[Any, ...]]:
-        """A node and why, as (format, parts …). NoHealthyEndpoint when there is none."""
+    def pick(
+        self, now: float, rng: Rng, tried: Sequence[Attempt] = (), preferred: str = ""
+    ) -> tuple[Node, tuple[Any, ...]]:
+        """A node and why, as (format, parts …). NoHealthyEndpoint when there is none. `preferred`: a node's key."""
+        if preferred:
+            kept = self._by_key.get(preferred)
+            if kept is not None and kept.admits(now) and all(attempt.key != preferred for attempt in tried):
+                return kept, _SESSION
         if not tried and len(self.nodes) > 1:
             picked = self._choose(self.nodes, now, rng)
             if picked[0].admits(now):
@@ -223,9 +232,9 @@ class Balance:
         attempts = call.trail.attempts
         with lock:
             started = self.now()
-            node, picked = cluster.pick(started, self.rng, attempts)
+            node, picked = cluster.pick(started, self.rng, attempts, call.preferred)
             probe = node.begin(started)
-        attempt = Attempt(call.number, node.endpoint, picked, started)
+        attempt = Attempt(call.number, node.endpoint, picked, started, node.key)
         attempts.append(attempt)
         try:
             reply = await self.services[node](call)

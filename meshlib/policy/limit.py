@@ -17,13 +17,16 @@ if TYPE_CHECKING:
 
 
 class Limit:
-    """`max_requests` ≥ 1 calls in flight to `service`, counted to the end of the body; shared by all its routes."""
+    """`max_requests` ≥ 1 calls in flight to `service`, counted to the end of the body; shared by all its routes.
 
-    __slots__ = ("inflight", "lock", "max_requests", "service")
+    `copies`: what is mirrored to `service` beside them, as mirror.py counts it; it takes no places.
+    """
+
+    __slots__ = ("copies", "inflight", "lock", "max_requests", "service")
 
     def __init__(self, service: str, max_requests: int, lock: Lock) -> None:
         self.service, self.max_requests, self.lock = service, max_requests, lock
-        self.inflight = 0
+        self.inflight = self.copies = 0
 
     async def __call__(self, call: Call, service: Service) -> Reply:
         with self.lock:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from .breaker import ABSENT, REACHABILITY, Breaker
 from .load import UNKNOWN_COST, PeakEwma
+from .session_persistence import endpoint_key
 
 if TYPE_CHECKING:
     from ..endpoint import Endpoint
@@ -25,13 +26,13 @@ STATES = ("ready", "unreachable", "ejected", "probation")
 class Node:
     """`inflight`: requests whose body has not ended. `reach`: does it accept? `ejection`: does it answer well?
 
-    `trouble`: why it could last not be reached, as a clause.
+    `trouble`: why it could last not be reached, as a clause. `key`: names it to a session, as one of `service`.
     """
 
-    __slots__ = ("ejection", "endpoint", "ewma", "inflight", "reach", "trouble")
+    __slots__ = ("ejection", "endpoint", "ewma", "inflight", "key", "reach", "trouble")
 
-    def __init__(self, endpoint: Endpoint, outlier: OutlierPolicy) -> None:
-        self.endpoint = endpoint
+    def __init__(self, endpoint: Endpoint, outlier: OutlierPolicy, service: str = "") -> None:
+        self.endpoint, self.key = endpoint, endpoint_key(service, endpoint.address)
         self.inflight = 0
         self.trouble = "cannot be connected to"
         self.ewma = PeakEwma()

@@ -38,7 +38,8 @@ RETRY_OF_RETRY = "the call being served is a retry itself"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryPolicy:
-    """`max_retries` ≥ 0 is already below its ceiling `retries_ceiling`. `statuses`: replies to retry.
+    """`max_retries` ≥ 0 is already below its ceiling `retries_ceiling`. `statuses`: replies to retry, `codes`: those of
+    gRPC beside them.
 
     `on_connect`: retry what could not be connected. `on_reset`: retry what broke, or timed out, before a reply's head
     (Envoy's `reset`). Back-off in seconds; see backoff.py. Defaults: one retry, connect_failure, reset, 503.
@@ -47,6 +48,7 @@ class RetryPolicy:
     max_retries: int = 1
     retries_ceiling: int = 3
     statuses: frozenset[int] = field(default_factory=lambda: frozenset((503,)))
+    codes: frozenset[int] = frozenset()
     on_connect: bool = True
     on_reset: bool = True
     base_interval_s: float = 0.025
@@ -60,7 +62,7 @@ class RetryPolicy:
         asked = self.max_retries if call.max_retries is None else min(call.max_retries, self.retries_ceiling)
         unsent = False
         if isinstance(outcome, Reply):
-            if outcome.status not in self.statuses:
+            if outcome.status not in self.statuses and outcome.code not in self.codes:
                 return ""
             unsent = outcome.header(REFUSED) is not None  # refused by the mesh, before the application saw it
             if outcome.header(NO_RETRY) is not None:
@@ -108,18 +110,19 @@ class Retry:
         wall: Callable[[], float],
     ) -> None:
         self.policy, self.budget, self.lock, self.runtime, self.wall = policy, budget, lock, runtime, wall
-        self.now, self.statuses = runtime.now, policy.statuses
+        self.now, self.statuses, self.codes = runtime.now, policy.statuses, policy.codes
 
     async def __call__(self, call: Call, service: Service) -> Reply:
-        with self.lock:
-            self.budget.deposit(call.started)
+        if not call.mirrored:  # a copy is never tried again, and pays for nobody else
+            with self.lock:
+                self.budget.deposit(call.started)
         outcome: Reply | MeshError
         earlier: Reply | MeshError | None = None
         idle_s = 0.0
         while True:
             try:
                 outcome = await service(call)
-                if outcome.status not in self.statuses:
+                if outcome.status not in self.statuses and outcome.code not in self.codes:
                     return outcome
             except NoHealthyEndpoint as error:
                 if earlier is None:

@@ -1,8 +1,7 @@
 """Routing: which rule of the service's list takes the call, and which backend of that rule. The first match wins.
 
-A match is an *and* of its parts; a route takes a call when *any* of its matches does, or when it has none. A path
-prefix is segment-aware: `/items` takes `/items` and `/items/7`, not `/itemsize` (Gateway API `PathPrefix`). Paths are
-compared as they are sent, without the query. The backend is drawn once per call: retries stay on it (gRFC A31).
+A match is an *and* of its parts; a route takes a call when *any* of its matches does, or when it has none. The backend
+is drawn once per call: retries stay on it (gRFC A31).
 """
 
 from __future__ import annotations
@@ -11,76 +10,37 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from ..call import Call, Reply
+from .request import Request
 
 if TYPE_CHECKING:
     from ..runtime import Rng
     from ..stack import Service
-
-HeaderKind = Literal["exact", "prefix", "suffix", "contains", "present", "absent"]
-Values = Callable[[str], Sequence[str]]
-
-
-@dataclass(frozen=True, slots=True)
-class HeaderMatch:
-    """One header's test; with several values of one name, any of them may pass it."""
-
-    name: str
-    kind: HeaderKind
-    value: str = ""
-
-    def takes(self, values: Sequence[str]) -> bool:
-        """Does the header pass?"""
-        if self.kind == "present":
-            return bool(values)
-        if self.kind == "absent":
-            return not values
-        wanted = self.value
-        if self.kind == "exact":
-            return wanted in values
-        if self.kind == "prefix":
-            return any(value.startswith(wanted) for value in values)
-        if self.kind == "suffix":
-            return any(value.endswith(wanted) for value in values)
-        return any(wanted in value for value in values)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Match:
-    """All that is set must hold. `exact` and `prefix` start with a slash; `methods` are upper case."""
-
-    exact: str | None = None
-    prefix: str | None = None
-    methods: frozenset[str] | None = None
-    headers: tuple[HeaderMatch, ...] = ()
-
-    def takes(self, method: str, path: str, values: Values) -> bool:
-        """Does a request pass? `values(name)` gives every value of a header."""
-        if self.methods is not None and method not in self.methods:
-            return False
-        if self.exact is not None and path != self.exact:
-            return False
-        if self.prefix is not None:
-            stem = self.prefix.rstrip("/")
-            if not path.startswith(stem) or (len(path) > len(stem) and path[len(stem)] != "/"):
-                return False
-        return all(header.takes(values(header.name)) for header in self.headers)
+    from .hash_key import HashKey
+    from .hash_split import HashSplit
+    from .match import Match
+    from .predicate import Predicates
+    from .route_table import RouteTable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backend:
-    """Where a route's calls go: a canonical service, one of its subsets ('' for all), and a weight ≥ 0."""
+    """Where a route's calls go: a canonical service, one of its subsets ('' for all), and a weight ≥ 0.
 
-    service: str
+    A backend without a service answers itself, as `answer` says.
+    """
+
+    service: str = ""
     subset: str = ""
     weight: int = 1
+    answer: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
-    """A rule of a service. `idempotent`: None means by method. Times in seconds."""
+    """A rule of a service. `idempotent`: None means by method. Times in seconds. No `listeners`: any."""
 
     name: str
     matches: tuple[Match, ...]
@@ -88,23 +48,8 @@ class Route:
     idempotent: bool | None
     timeout_s: float
     stream_idle_timeout_s: float
-
-    def takes(self, method: str, path: str, values: Values) -> bool:
-        """Does this route take the request?"""
-        return not self.matches or any(match.takes(method, path, values) for match in self.matches)
-
-
-def first_match(routes: Sequence[Route], method: str, path: str, values: Values) -> int | None:
-    """The index of the route that takes the request, or None."""
-    for index, route in enumerate(routes):
-        if route.takes(method, path, values):
-            return index
-    return None
-
-
-def path_of(target: bytes) -> str:
-    """The path of a request target, without its query, as it was sent."""
-    return target.partition(b"?")[0].decode("latin-1")
+    hostnames: tuple[str, ...] = ()
+    listeners: frozenset[str] = frozenset()
 
 
 class Split:
@@ -122,37 +67,69 @@ class Split:
         return bisect_right(self._cumulative, rng.random() * self._cumulative[-1])
 
 
-class Router:
-    """The service that finds a call's route and hands it to what was bound for it.
+class Distribute:
+    """The service that hands a call to a backend of its route: by its hash key where it has one, else by weight."""
 
-    `bound[i]`: a split and a service per backend of `routes[i]`. No match gives `unmatched` (a 404 of the mesh).
+    __slots__ = ("hash_key", "hash_split", "rng", "services", "split")
+
+    def __init__(
+        self,
+        split: Split,
+        hash_split: HashSplit,
+        hash_key: HashKey | None,
+        services: Sequence[Service],
+        rng: Rng,
+    ) -> None:
+        self.split, self.hash_split, self.hash_key = split, hash_split, hash_key
+        self.services, self.rng = tuple(services), rng
+
+    async def __call__(self, call: Call) -> Reply:
+        key = call.hash_key
+        if key is None and self.hash_key is not None:
+            key = self.hash_key.of(call)
+        index = self.split.draw(self.rng) if key is None else self.hash_split.draw(key)
+        return await self.services[index](call)
+
+
+class Router:
+    """The service that finds a call's route and hands it on. `bind(i)`: the service of `routes[i]`, asked for when that
+    is first taken. No match gives `unmatched` (a 404 of the mesh).
     """
 
-    __slots__ = ("bound", "idempotent_methods", "rng", "routes", "unmatched")
+    __slots__ = ("bind", "bound", "idempotent_methods", "predicates", "routes", "table", "unmatched")
 
     def __init__(
         self,
         routes: Sequence[Route],
-        bound: Sequence[tuple[Split, Sequence[Service]]],
+        table: RouteTable,
+        bind: Callable[[int], Service],
         idempotent_methods: frozenset[str],
-        rng: Rng,
+        predicates: Predicates,
         unmatched: Callable[[Call], Reply],
     ) -> None:
-        self.routes, self.bound, self.idempotent_methods = tuple(routes), tuple(bound), idempotent_methods
-        self.rng, self.unmatched = rng, unmatched
+        self.routes, self.table, self.bind = tuple(routes), table, bind
+        self.bound: list[Service | None] = [None] * len(self.routes)
+        self.idempotent_methods, self.predicates, self.unmatched = idempotent_methods, predicates, unmatched
 
     async def __call__(self, call: Call) -> Reply:
-        routes = self.routes
-        index: int | None = 0
-        if len(routes) > 1 or routes[0].matches:
-            index = first_match(routes, call.method, path_of(call.target), call.header)
-            if index is None:
+        index = 0
+        if not self.table.always:
+            listener = "" if call.listener is None else call.listener.name
+            target = call.target.decode("latin-1")
+            request = Request(
+                call.method, target, call.header, self.predicates, service=call.service, listener=listener
+            )
+            found = self.table.find(request)
+            if found is None:
                 call.trail.notes.append("no route matches")
                 return self.unmatched(call)
-        route = routes[index]  # type: ignore[index]
+            index, call.matched_prefix = found
+        route = self.routes[index]
         call.route = route
         call.trail.route = route.name
         if call.idempotent is None:
             call.idempotent = call.method in self.idempotent_methods if route.idempotent is None else route.idempotent
-        split, services = self.bound[index]  # type: ignore[index]
-        return await services[0 if len(services) == 1 else split.draw(self.rng)](call)
+        service = self.bound[index]
+        if service is None:
+            service = self.bound[index] = self.bind(index)
+        return await service(call)

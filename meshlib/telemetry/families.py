@@ -46,6 +46,15 @@ FAMILIES: Mapping[str, Family] = {
         "Attempts made, by what they were made for: first, or the failure retried.",
         ("destination", "reason"),
     ),
+    "meshlib_mirrored_total": Family(
+        "counter",
+        "Calls drawn for a mirror: sent, same or different (sent and compared), skipped (streamed body), dropped (too "
+        "many in flight) or failed.",
+        ("source", "destination", "route", "outcome"),
+    ),
+    "meshlib_faults_injected_total": Family(
+        "counter", "Faults injected on purpose: delay or abort.", ("source", "destination", "route", "kind")
+    ),
     "meshlib_endpoint_state": Family(
         "gauge", "1 for the state an endpoint is in, as this process sees it.", ("destination", "endpoint", "state")
     ),

@@ -48,6 +48,14 @@ class Metrics:
         """The histogram of this series, the same one each time; ValueError as for `counter`."""
         return self._bind(name, _values(name, "histogram", labels), Histogram)
 
+    def mirrored(self, source: str, destination: str, route: str) -> Callable[[str], None]:
+        """Counts a call drawn for a mirror, by its outcome (policy/mirror.py). `destination`: where the copy goes."""
+        return self._counting("meshlib_mirrored_total", source, destination, route, "outcome")
+
+    def faults_injected(self, source: str, destination: str, route: str) -> Callable[[str], None]:
+        """Counts an injected fault, by its kind (policy/fault.py)."""
+        return self._counting("meshlib_faults_injected_total", source, destination, route, "kind")
+
     def gauge(self, name: str, labels: Mapping[str, str], read: Callable[[], float]) -> Callable[[], None]:
         """Show what `read()` says at each scrape, in place of any earlier `read` of this series.
 
@@ -75,6 +83,19 @@ class Metrics:
                 labels = label_text(dict(zip(family.labels, values, strict=True)))
                 lines.append(f"{name}{braced(labels)} {number(_read(name, read))}")
         return "\n".join(lines) + "\n"
+
+    def _counting(self, name: str, source: str, destination: str, route: str, last: str) -> Callable[[str], None]:
+        """Binds a series when it is first counted on: there are a handful, most of which stay empty."""
+        labels = {"source": source, "destination": destination, "route": route}
+        cells: dict[str, Counter] = {}
+
+        def count(value: str) -> None:
+            cell = cells.get(value)
+            if cell is None:
+                cell = cells[value] = self.counter(name, {**labels, last: value})
+            cell.add()
+
+        return count
 
     def _bind(self, name: str, values: tuple[str, ...], make: Callable[[], CellT]) -> CellT:
         series = self._cells[name]

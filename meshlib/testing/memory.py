@@ -38,8 +38,8 @@ from .faults import Fault
 from .simulation import current_simulation
 
 if TYPE_CHECKING:
-    from ..destination import BackendPlan
     from ..endpoint import Endpoint
+    from ..plan import BackendPlan
     from ..runtime import Rng, Runtime
     from ..stack import Service
 
@@ -211,7 +211,9 @@ class Wire:
     async def _handled(self, call: Call, handle: Callable[[], Any]) -> Reply:
         """The handler runs as in a server: what it calls inherits deadline, attempt and trace."""
         runtime = self._runtime
-        served = Served(runtime.now, deadline=call.attempt_deadline, attempt=call.number, trace=call.trace)
+        served = Served(
+            runtime.now, deadline=call.attempt_deadline, attempt=call.number, trace=call.trace, mirror=call.shadow
+        )
         token = SERVED.set(served)
         try:
             answer = await self._result(call, handle)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 DEADLINE_MS = b"x-meshlib-deadline-ms"
 ATTEMPT = b"x-meshlib-attempt"
 CRITICALITY = b"x-meshlib-criticality"
+MIRROR = b"x-meshlib-mirror"
 SOURCE = b"x-meshlib-source"
 NO_RETRY = b"x-meshlib-no-retry"
 REFUSED = b"x-meshlib-refused"
@@ -128,6 +129,8 @@ def mesh_lines(call: Call, now: float, source: str = "") -> bytes:
         lines += b"tracestate: %b\r\n" % trace.state.encode("ascii")
     if source:
         lines += b"x-meshlib-source: %b\r\n" % source.encode("ascii")
+    if call.shadow:
+        lines += b"x-meshlib-mirror: 1\r\n"
     return lines
 
 
@@ -157,3 +160,4 @@ def _read(served: Served, sent: Mapping[bytes, bytes], now: Callable[[], float])
         served.attempt = min(max(1, int(sent[ATTEMPT])), ATTEMPT_MAX)
     if _LEVEL(sent.get(CRITICALITY, b"")):
         served.criticality = sent[CRITICALITY].decode("ascii")
+    served.mirror = sent.get(MIRROR) == b"1"

@@ -83,7 +83,7 @@ def make_call(
     return Call(
         service, method, target, lines + policy.header_lines, body, streaming=streaming, phases=phases,
         served=SERVED.get(), trace=trace, timeout_s=timeout_s, max_retries=policy.max_retries,
-        idempotent=policy.idempotent, schedule=policy.schedule,
+        idempotent=policy.idempotent, schedule=policy.schedule, hash_key=policy.hash_key,
     )  # fmt: skip
 
 

@@ -132,5 +132,5 @@ def entry(fields: dict[str, Any]) -> MeshConfig:
 
 def test_every_field_has_its_part() -> None:
     """A top-level field is read once, or it is policy; `version` is about the file."""
-    assert {*BOOTSTRAP, "version", "defaults", "services"} == set(MeshConfig.model_fields)
+    assert {*BOOTSTRAP, "version", "defaults", "services", "gateways"} == set(MeshConfig.model_fields)
     assert len(set(BOOTSTRAP)) == len(BOOTSTRAP)

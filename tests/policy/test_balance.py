@@ -279,6 +279,21 @@ class Stream:
         return None
 
 
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_session_goes_to_its_endpoint(policy):
+    """Whatever the policy and the loads, while it may be picked and has not been tried; else the policy chooses."""
+    of, chance = cluster([1, 5, 1], policy), rng()
+    node = of.nodes[2]
+    node.inflight = 1000
+    for _ in range(20):
+        assert of.pick(100.0, chance, (), node.key) == (node, ("its session's endpoint",))
+    assert of.pick(100.0, chance, (), "0123456789abcdef")[1] != ("its session's endpoint",)
+    tried = [Attempt(1, node.endpoint, ("x",), 0.0, node.key)]
+    assert of.pick(100.0, chance, tried, node.key)[0] is not node
+    node.unreachable(100.0, chance, 0, proof=True)
+    assert of.pick(100.0, chance, (), node.key)[0] is not node
+
+
 def balanced(service) -> tuple[Balance, Node, Clock]:
     of, clock = cluster([1]), Clock()
     return Balance(of, {of.nodes[0]: service}, FULL_ATTEMPT_S, clock, rng()), of.nodes[0], clock

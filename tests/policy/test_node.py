@@ -10,6 +10,7 @@ from meshlib.endpoint import Endpoint
 from meshlib.policy.load import UNKNOWN_COST
 from meshlib.policy.node import Node
 from meshlib.policy.outlier import OutlierPolicy
+from meshlib.policy.session_persistence import endpoint_key
 
 RNG = random.Random(7)
 OUTLIER = OutlierPolicy(consecutive_errors=2, base_ejection_time_s=10.0)
@@ -168,3 +169,12 @@ def test_an_update_that_brings_no_lease_back_keeps_the_wait():
         node.unreachable(0.0, RNG, 0, proof=True)
         node.updated(endpoint, OUTLIER)
         assert node.state(0.1) == "unreachable"
+
+
+def test_a_session_knows_it_by_a_key():
+    """Of service and address; an update of the endpoint does not change it."""
+    node = Node(Endpoint("10.0.0.1", 80), OUTLIER, "inventory.default")
+    key = node.key
+    assert key == endpoint_key("inventory.default", "10.0.0.1:80")
+    assert node.updated(Endpoint("10.0.0.1", 80, weight=3), OUTLIER).key == key
+    assert Node(Endpoint("10.0.0.1", 80), OUTLIER, "orders.default").key != key

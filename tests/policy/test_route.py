@@ -1,132 +1,27 @@
-"""Routing: matching as tables, first match wins, splits by weight."""
+"""Routing: which route takes a call, and which of its backends: by weight, or by what the call is hashed by."""
 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import random
 from collections import Counter
 
 import pytest
 
 from meshlib.call import Call, Reply
+from meshlib.policy.hash_key import HashKey
+from meshlib.policy.hash_split import HashSplit
+from meshlib.policy.match import Condition, Match
+from meshlib.policy.predicate import Predicates
 from meshlib.policy.retry import IDEMPOTENT_METHODS
-from meshlib.policy.route import Backend, HeaderMatch, Match, Route, Router, Split, first_match, path_of
+from meshlib.policy.route import Distribute, Router, Split
+from meshlib.policy.route_table import RouteTable
 
 from .clusters import sample_size, within_3_sigma
+from .requests import route
 
 SEED = 99
-
-
-def none(_name: str) -> list[str]:
-    return []
-
-
-def route(name: str, *matches: Match, idempotent: bool | None = None) -> Route:
-    return Route(
-        name=name,
-        matches=matches,
-        backends=(Backend(service="svc"),),
-        idempotent=idempotent,
-        timeout_s=1.0,
-        stream_idle_timeout_s=30.0,
-    )
-
-
-@pytest.mark.parametrize(
-    ("prefix", "path", "takes"),
-    [
-        ("/items", "/items", True),
-        ("/items", "/items/", True),
-        ("/items", "/items/7", True),
-        ("/items", "/itemsize", False),
-        ("/items", "/item", False),
-        ("/items", "/Items", False),
-        ("/items", "/x/items", False),
-        ("/items/", "/items", True),
-        ("/items/", "/items/7", True),
-        ("/items/", "/itemsize", False),
-        ("/a/b", "/a/b/c", True),
-        ("/a/b", "/a/bc", False),
-        ("/", "/", True),
-        ("/", "/anything/at/all", True),
-    ],
-)
-def test_a_prefix_is_whole_segments(prefix, path, takes):
-    """Gateway API PathPrefix: element by element; a trailing slash of the prefix does not matter."""
-    assert Match(prefix=prefix).takes("GET", path, none) is takes
-
-
-@pytest.mark.parametrize(
-    ("path", "takes"), [("/a", True), ("/a/", False), ("/a/b", False), ("/A", False), ("/", False)]
-)
-def test_exact_is_exact(path, takes):
-    """Case and trailing slash count."""
-    assert Match(exact="/a").takes("GET", path, none) is takes
-
-
-@pytest.mark.parametrize(
-    ("kind", "value", "values", "takes"),
-    [
-        ("exact", "1", ["1"], True),
-        ("exact", "1", ["11"], False),
-        ("exact", "1", ["0", "1"], True),
-        ("exact", "", [""], True),
-        ("exact", "1", [], False),
-        ("prefix", "ab", ["abc"], True),
-        ("prefix", "ab", ["cab"], False),
-        ("prefix", "ab", [], False),
-        ("suffix", "bc", ["abc"], True),
-        ("suffix", "bc", ["bcd"], False),
-        ("suffix", "bc", [], False),
-        ("contains", "b", ["abc"], True),
-        ("contains", "x", ["abc"], False),
-        ("contains", "b", [], False),
-        ("present", "", [""], True),
-        ("present", "", [], False),
-        ("absent", "", [], True),
-        ("absent", "", [""], False),
-    ],
-)
-def test_header_kinds(kind, value, values, takes):
-    """Each kind, present and missing, with several values of one name."""
-    assert HeaderMatch("x-a", kind, value).takes(values) is takes
-
-
-def test_a_match_is_an_and_of_its_parts():
-    """All of path, method and headers must hold."""
-    match = Match(
-        prefix="/a",
-        methods=frozenset(("GET", "PUT")),
-        headers=(HeaderMatch("x-a", "exact", "1"), HeaderMatch("x-b", "absent")),
-    )
-    fields = {"x-a": ["1"]}
-    assert match.takes("PUT", "/a/b", lambda name: fields.get(name, []))
-    assert not match.takes("POST", "/a/b", lambda name: fields.get(name, []))
-    assert not match.takes("GET", "/b", lambda name: fields.get(name, []))
-    assert not match.takes("GET", "/a", none)
-    fields["x-b"] = [""]
-    assert not match.takes("GET", "/a", lambda name: fields.get(name, []))
-
-
-def test_the_first_route_that_matches_wins():
-    """In the order of the list; any of a route's matches is enough; a route without matches takes everything."""
-    routes = [
-        route("beta", Match(exact="/x"), Match(prefix="/beta")),
-        route("all-x", Match(prefix="/x")),
-        route("rest"),
-    ]
-    asked = {"/x": 0, "/beta/1": 0, "/x/1": 1, "/y": 2}
-    assert {path: first_match(routes, "GET", path, none) for path in asked} == asked
-    assert first_match(routes[:2], "GET", "/y", none) is None
-    assert first_match([], "GET", "/", none) is None
-
-
-@pytest.mark.parametrize(
-    ("target", "path"), [(b"/a?b=/c", "/a"), (b"/a", "/a"), (b"/?", "/"), (b"/%2e/a", "/%2e/a"), (b"/a?b?c", "/a")]
-)
-def test_the_path_is_as_sent_without_its_query(target, path):
-    """Nothing is decoded."""
-    assert path_of(target) == path
 
 
 @pytest.mark.parametrize("weights", [[90, 10], [1, 1, 1], [0, 5, 0, 5], [999, 1]])
@@ -160,12 +55,18 @@ def test_a_split_needs_a_weight(weights):
         Split(weights)
 
 
-def ask(routes, call, services=None):
+def ask(routes, call, service=None):
     async def answer(_call):
         return Reply(200, [])
 
-    bound = [(Split([1]), services or [answer]) for _ in routes]
-    router = Router(routes, bound, IDEMPOTENT_METHODS, random.Random(1), lambda _call: Reply(404, []))
+    router = Router(
+        routes,
+        RouteTable(routes, "me.default"),
+        lambda _index: service or answer,
+        IDEMPOTENT_METHODS,
+        Predicates(pytest.fail),
+        lambda _call: Reply(404, []),
+    )
     return asyncio.run(router(call))
 
 
@@ -183,7 +84,7 @@ def ask(routes, call, services=None):
 def test_idempotency_is_the_calls_then_the_routes_then_the_methods(method, declared, by_call, idempotent):
     """call > route > RFC 9110."""
     call = Call("svc", method, b"/", idempotent=by_call)
-    ask([route("main", idempotent=declared)], call)
+    ask([dataclasses.replace(route("main"), idempotent=declared)], call)
     assert call.idempotent is idempotent
     assert (call.route.name, call.trail.route) == ("main", "main")
 
@@ -197,7 +98,73 @@ def test_no_route_is_an_answer_of_the_mesh():
 
 def test_headers_are_read_from_the_rendered_lines():
     """By case-insensitive name, with several values."""
-    beta = route("beta", Match(headers=(HeaderMatch("x-beta", "exact", "2"),)))
+    beta = route("beta", Match(headers=(Condition("x-beta", "exact", "2"),)))
     call = Call("svc", "GET", b"/", b"X-Beta: 1\r\nx-BETA:2 \r\n")
     ask([beta, route("rest")], call)
     assert call.route.name == "beta"
+
+
+def test_a_route_is_bound_when_it_is_first_taken():
+    """Once, and only what is used: a policy may have thousands of routes."""
+    made = []
+
+    async def answer(_call):
+        return Reply(200, [])
+
+    def bind(index):
+        made.append(index)
+        return answer
+
+    routes = [route("a", Match(prefix="/a")), route("b", Match(prefix="/b"))]
+    table = RouteTable(routes, "me.default")
+    router = Router(routes, table, bind, IDEMPOTENT_METHODS, Predicates(pytest.fail), lambda _call: Reply(404, []))
+    for _ in range(3):
+        asyncio.run(router(Call("svc", "GET", b"/b/1")))
+    assert made == [1]
+
+
+def test_a_hash_key_decides_in_the_place_of_chance():
+    """The route's, or the one that the caller gave; without either a backend is drawn by its weight."""
+    taken = []
+
+    def service(name):
+        async def answer(_call):
+            taken.append(name)
+            return Reply(200, [])
+
+        return answer
+
+    split = HashSplit([1, 1], ["a", "b"], "svc/main")
+    by_header = Distribute(
+        Split([1, 1]), split, HashKey("header", "x-user"), [service(0), service(1)], random.Random(SEED)
+    )
+    for user in ("ann", "bob", "eve"):
+        for _ in range(5):
+            asyncio.run(by_header(Call("svc", "GET", b"/", f"x-user: {user}\r\n".encode())))
+        assert taken == [split.draw(user)] * 5
+        taken.clear()
+    for _ in range(5):
+        asyncio.run(by_header(Call("svc", "GET", b"/", b"x-user: ann\r\n", hash_key="other")))
+    assert taken == [split.draw("other")] * 5
+    taken.clear()
+    for _ in range(50):
+        asyncio.run(by_header(Call("svc", "GET", b"/")))
+    assert set(taken) == {0, 1}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        (HashKey("header", "x-user"), "ann"),
+        (HashKey("cookie", "sid"), "7"),
+        (HashKey("query_param", "q"), "a b"),
+        (HashKey("source", own="me.default"), "me.default"),
+        (HashKey("header", "x-other"), None),
+        (HashKey("cookie", "other"), None),
+        (HashKey("query_param", "other"), None),
+    ],
+)
+def test_what_a_call_is_hashed_by(key, value):
+    """Each kind, there and missing."""
+    call = Call("svc", "GET", b"/x?p=1&q=a+b", b"X-User: ann\r\nCookie: a=1; sid=7\r\n")
+    assert key.of(call) == value

@@ -113,6 +113,21 @@ def test_series_bound() -> None:
     assert metrics.counter(name, {"resource": "r7"}) is cells[7]
 
 
+def test_mirrors_and_faults_are_counted_by_what_became_of_them() -> None:
+    """Bound once with who, whom and which route; the word of each event is the last label."""
+    metrics = Metrics()
+    mirrored, faults = metrics.mirrored("web", "orders", "main"), metrics.faults_injected("web", "orders", "main")
+    for outcome in ("sent", "sent", "dropped"):
+        mirrored(outcome)
+    metrics.mirrored("web", "orders", "main")("sent")
+    faults("delay")
+    of = 'source="web",destination="orders",route="main"'
+    assert value(metrics, f'meshlib_mirrored_total{{{of},outcome="sent"}}') == 3
+    assert value(metrics, f'meshlib_mirrored_total{{{of},outcome="dropped"}}') == 1
+    assert value(metrics, f'meshlib_faults_injected_total{{{of},kind="delay"}}') == 1
+    assert value(metrics, f'meshlib_faults_injected_total{{{of},kind="abort"}}') is None
+
+
 def test_gauges_are_read_replaced_and_removed() -> None:
     """A gauge shows what its newest reader says at the scrape, and is gone when that reader is taken out."""
     metrics, series = Metrics(), 'meshlib_policy_version{resource="orders"}'

@@ -327,7 +327,7 @@ def shop() -> FastAPI:
     async def who() -> dict[str, Any]:
         served = current()
         assert served is not None
-        return {"peer": str(served.peer), "attempt": served.attempt}
+        return {"peer": str(served.peer), "attempt": served.attempt, "mirror": served.mirror}
 
     @app.get("/sync")
     def sync() -> str:
@@ -355,8 +355,10 @@ def served() -> Iterator[tuple[Running, FakeHost]]:
 def test_fastapi_knows_its_caller(served: tuple[Running, FakeHost]) -> None:
     """In async and in threaded endpoints `current()` is the call with the verified peer."""
     server, _ = served
-    status, _, body = parts(server.talk(get("/who", "x-meshlib-attempt: 2"), "cart"))
-    assert (status, json.loads(body)) == (200, {"peer": "spiffe://shop.example/ns/default/sa/cart", "attempt": 2})
+    cart = "spiffe://shop.example/ns/default/sa/cart"
+    for fields, mirror in ((["x-meshlib-attempt: 2"], False), (["x-meshlib-attempt: 2", "x-meshlib-mirror: 1"], True)):
+        status, _, body = parts(server.talk(get("/who", *fields), "cart"))
+        assert (status, json.loads(body)) == (200, {"peer": cart, "attempt": 2, "mirror": mirror})
     assert b"/sa/cart" in parts(server.talk(get("/sync"), "cart"))[2]
 
 

@@ -99,6 +99,18 @@ def test_a_clients_lines_are_what_a_server_reads() -> None:
     assert served(*fields) == (100.5, 3, "")  # type: ignore[arg-type]
 
 
+def test_a_mirrors_copy_says_what_it_is() -> None:
+    """A copy, and a call made to answer one, bear the mark; a server reads "1" and nothing else."""
+    call = Call("orders", "GET", b"/")
+    assert b"mirror" not in mesh_lines(call, 5.0)
+    assert mesh_lines(call.mirror(), 5.0) == b"x-meshlib-attempt: 1\r\nx-meshlib-mirror: 1\r\n"
+    for value, mirror in ((b"1", True), (b"0", False), (b"true", False), (b"", False)):
+        read = read_served(sift([(b"x-meshlib-mirror", value)]).mesh, None, lambda: 0.0)
+        assert read.mirror is mirror
+        made = Call("stock", "GET", b"/", served=read)
+        assert (b"x-meshlib-mirror: 1\r\n" in mesh_lines(made, 5.0)) is mirror
+
+
 def test_a_call_without_deadline_or_trace_says_only_its_number() -> None:
     """No deadline: no field. A source name is sent only when it is given; a passed deadline is 0, not negative."""
     call = Call("orders", "GET", b"/")

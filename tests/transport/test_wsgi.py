@@ -46,6 +46,21 @@ def hello(env: dict[str, Any], start_response: Any) -> Iterable[bytes]:
     return [b"hello ", str(env[PEER]).encode()]
 
 
+def test_a_mirrors_copy_is_served_as_one() -> None:
+    """`current().mirror` says that nobody waits for the answer."""
+    seen = []
+
+    def application(_environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        seen.append(current().mirror)  # type: ignore[union-attr]
+        start_response("200 OK", [])
+        return []
+
+    mesh = MeshWsgi(application, FakeHost())
+    asked(mesh, environ())
+    asked(mesh, environ(HTTP_X_MESHLIB_MIRROR="1"))
+    assert seen == [False, True]
+
+
 def test_a_request_is_a_call_down_the_stack() -> None:
     """The mesh starts at first use; the stack sees service, method, target and fields; nothing is left set."""
     host = FakeHost()
