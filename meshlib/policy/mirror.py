@@ -21,6 +21,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ..call import PhaseTimeouts
+
 if TYPE_CHECKING:
     from ..call import Call, Reply
     from ..runtime import Runtime
@@ -33,7 +35,8 @@ OUTCOMES = ("sent", "same", "different", "skipped", "dropped", "failed")
 MIRRORS_IN_FLIGHT_MAX = 64
 """Copies in flight to one destination; the next one is dropped, and counted."""
 COPY_S_MAX = 30.0
-"""Seconds until a copy is given up whose `send` has no deadline filter."""
+"""Seconds from when a copy is begun; a body of its reply that is still coming is then given up at its next piece, for
+which it waits no longer than that either."""
 COPY_BODY_BYTES_MAX = 1 << 20
 """Bytes of the body of a copy's reply; a longer one is given up, with its connection, and not compared."""
 
@@ -108,25 +111,27 @@ class Mirrors:
             return
         copy.started = now = self.runtime.now()
         copy.deadline = copy.attempt_deadline = now + COPY_S_MAX
-        work = _send(mirror, copy, _compared(reply) if mirror.diff else None, _Place(mirror))
+        copy.phases = _within(copy.phases)
+        work = self._send(mirror, copy, _compared(reply) if mirror.diff else None, _Place(mirror))
         try:
             self.runtime.spawn(work)
         except Exception:  # no loop any more, or no thread left: its place says that it failed
             work.close()
 
-
-async def _send(mirror: Mirror, copy: Call, expected: tuple[int, int | None, bytes] | None, place: _Place) -> None:
-    outcome = "failed"
-    try:
-        reply = await mirror.send(copy)
-        body = await _body(reply)
-        outcome = "sent"
-        if expected is not None and body is not None:
-            outcome = "same" if (reply.status, reply.code, body) == expected else "different"
-    except Exception:  # noqa: S110 - whatever it is, it is counted, and no business of the call
-        pass
-    finally:
-        place.leave(outcome)
+    async def _send(
+        self, mirror: Mirror, copy: Call, expected: tuple[int, int | None, bytes] | None, place: _Place
+    ) -> None:
+        outcome, ends = "failed", copy.deadline
+        try:
+            reply = await mirror.send(copy)
+            body = await _body(reply, ends, self.runtime.now)
+            outcome = "sent"
+            if expected is not None and body is not None:
+                outcome = "same" if (reply.status, reply.code, body) == expected else "different"
+        except Exception:  # noqa: S110 - whatever it is, it is counted, and no business of the call
+            pass
+        finally:
+            place.leave(outcome)
 
 
 class _Place:
@@ -153,15 +158,23 @@ def _compared(reply: Reply | None) -> tuple[int, int | None, bytes] | None:
     return reply.status, reply.code, reply.body
 
 
-async def _body(reply: Reply) -> bytes | None:
-    """Read a reply to its end; None where it is longer than COPY_BODY_BYTES_MAX."""
+def _within(phases: PhaseTimeouts | None) -> PhaseTimeouts:
+    """No piece of a streamed reply is waited for longer than COPY_S_MAX: it is not under the call's deadline."""
+    if phases is None:
+        return PhaseTimeouts(None, COPY_S_MAX, None, None)
+    read = COPY_S_MAX if phases.read is None else min(phases.read, COPY_S_MAX)
+    return PhaseTimeouts(phases.connect, read, phases.write, phases.pool)
+
+
+async def _body(reply: Reply, ends: float, now: Callable[[], float]) -> bytes | None:
+    """Read a reply to its end; None where it is longer than COPY_BODY_BYTES_MAX, or still comes after `ends`."""
     if reply.stream is None:
         return reply.body if len(reply.body) <= COPY_BODY_BYTES_MAX else None
     pieces, size = [], 0
     try:
         while piece := await reply.stream.read():
             size += len(piece)
-            if size > COPY_BODY_BYTES_MAX:
+            if size > COPY_BODY_BYTES_MAX or now() >= ends:
                 return None
             pieces.append(piece)
         reply.end()

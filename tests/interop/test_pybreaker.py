@@ -421,7 +421,7 @@ def test_without_either_nothing_is_added(tmp_path):
         with mesh:
             service = mesh._engine.scope_of_threads().service("inventory")
             router = service.keywords["service"].keywords["service"]
-            routes = [shape(backend) for _, backends in router.bound for backend in backends]
+            routes = [shape(router.bind(index)) for index in range(len(router.routes))]
             node = next(node for _, node in mesh._engine._learned.nodes())
             return shape(service), routes, node, mesh._engine._storage_agent is not None
 

@@ -7,7 +7,7 @@ import gc
 
 import pytest
 
-from meshlib.call import FOREVER, Call, Reply
+from meshlib.call import FOREVER, Call, PhaseTimeouts, Reply
 from meshlib.errors import TransportError
 from meshlib.policy.budget import RetryBudget
 from meshlib.policy.deadline import Deadline
@@ -273,6 +273,35 @@ def test_the_copys_reply_is_read_to_its_end_or_given_up(run, pieces, outcome):
     run(body)
     assert (found["place"].recorded, stream.closed, len(ended)) == ([outcome], True, 1)
     assert stream.pieces == ([b"never read"] if outcome == "sent" else [])
+
+
+@pytest.mark.parametrize(
+    ("asked", "given"),
+    [(None, COPY_S_MAX), (PhaseTimeouts(1.0, 2.0, 3.0, 4.0), 2.0), (PhaseTimeouts(1.0, 300.0, 3.0, 4.0), COPY_S_MAX)],
+)
+def test_an_endless_reply_is_given_up_in_time(asked, given):
+    """A stream is under no deadline of the transport: here it is, and so is the wait for each of its pieces."""
+    runtime = SimulationRuntime(1)
+
+    class Endless(Stream):
+        async def read(self) -> bytes:
+            await runtime.sleep(1.0)
+            return b"."
+
+    stream = Endless()
+    place = Place(runtime, Reply(200, [], stream=stream), diff=True)
+
+    async def scenario():
+        await place.filter()(Call("svc", "GET", b"/", phases=asked), primary)
+        await runtime.sleep(COPY_S_MAX - 0.5)
+        assert (place.limit.copies, stream.closed) == (1, False)
+        await runtime.sleep(1.0)
+        assert (place.limit.copies, stream.closed, place.recorded) == (0, True, ["sent"])
+
+    runtime.run(scenario())
+    phases = place.calls[0].phases
+    assert phases.read == given
+    assert asked is None or (phases.connect, phases.write, phases.pool) == (1.0, 3.0, 4.0)
 
 
 def test_a_call_that_is_given_up_is_copied_and_the_copy_is_not_given_up():
