@@ -245,6 +245,11 @@ class Call:
         """Can the body be sent again? Bytes can; a stream is sent once."""
         return type(self.body) is bytes
 
+    @property
+    def copyable(self) -> bool:
+        """Can a mirror have a copy?"""
+        return self.replayable
+
     def header(self, name: str) -> list[str]:
         """Every value of a header field, in order, by case-insensitive name; read from the rendered lines."""
         wanted = name.lower().encode("latin-1")

@@ -34,6 +34,14 @@ class ServiceDestination:
         """The client stack for threads; starts the mesh on first use."""
         return self._engine.scope_of_threads().service(self.name)
 
+    def grpc_asyncio(self) -> Service:
+        """The client stack for the running event loop, for gRPC."""
+        return self._engine.scope_of_loop().service(self.name, "grpc")
+
+    def grpc_blocking(self) -> Service:
+        """The client stack for threads, for gRPC."""
+        return self._engine.scope_of_threads().service(self.name, "grpc")
+
     @property
     def max_decoded_bytes(self) -> int:
         """Limit of a decoded body under the policy in force, in bytes."""
@@ -79,6 +87,16 @@ class Callers:
             known = self._sync_clients[service] = MeshClient(self.destination(service), resolver=self)
         return known
 
+    def channel(self, service: str, compression: Any) -> Any:
+        """See Mesh.channel."""
+        self._engine.expect(service)
+        return _grpc_channels().AioChannel(self.destination(service), compression)
+
+    def sync_channel(self, service: str, compression: Any) -> Any:
+        """See Mesh.sync_channel."""
+        self._engine.expect(service)
+        return _grpc_channels().BlockingChannel(self.destination(service), compression)
+
     def transport(self) -> MeshAsyncTransport:
         """See Mesh.transport."""
         return MeshAsyncTransport(self)
@@ -86,3 +104,14 @@ class Callers:
     def sync_transport(self) -> MeshTransport:
         """See Mesh.sync_transport."""
         return MeshTransport(self)
+
+
+def _grpc_channels() -> Any:
+    """The module, loaded when it is first used."""
+    try:
+        from .transport.grpc import channel
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] != "grpc":
+            raise
+        raise ImportError("channels need: pip install 'service-meshlib[grpc]'", name="grpc") from None
+    return channel

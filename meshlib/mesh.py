@@ -17,6 +17,8 @@ from .engine import Engine
 from .errors import ConfigError
 
 if TYPE_CHECKING:
+    import grpc
+    import grpc.aio
     import httpx
 
     from .call import Schedule
@@ -87,6 +89,20 @@ class Mesh:
     def sync_transport(self) -> httpx.BaseTransport:
         """A transport for an httpx.Client of your own; the host of a URL is the service."""
         return self._callers.sync_transport()
+
+    def channel(self, service: str, *, compression: grpc.Compression | None = None) -> grpc.aio.Channel:
+        """A grpc.aio.Channel whose calls go to `service` through the mesh; stubs take it as grpc's own.
+
+        Errors are grpc's and meshlib's at once. `compression`: of every call that does not say it itself. ImportError
+        names the extra `grpc` where that is missing.
+        """
+        channel: grpc.aio.Channel = self._callers.channel(service, compression)
+        return channel
+
+    def sync_channel(self, service: str, *, compression: grpc.Compression | None = None) -> grpc.Channel:
+        """The same for threads: a grpc.Channel."""
+        channel: grpc.Channel = self._callers.sync_channel(service, compression)
+        return channel
 
     def policy(
         self,

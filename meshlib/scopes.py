@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from .call import FOREVER, Call, Reply
 from .destination import bind
-from .errors import IdentityError, UnknownService
+from .errors import IdentityError, TransportError, UnknownService
 from .plan import BackendPlan, ServicePlan
 from .runtime.blocking import BlockingRuntime
 from .runtime.event_loop import EventLoopRuntime
@@ -25,8 +25,11 @@ if TYPE_CHECKING:
     from .stack import Service
     from .telemetry.metrics import Metrics
     from .telemetry.tracing import Tracing
+    from .transport.grpc.scope import GrpcScope
     from .transport.tls_stream import ClientTls
 
+
+Protocols = Literal["http", "grpc"]
 
 ARRIVAL_LOOK_S = 0.01
 """How often a first call looks whether its service has arrived, at first: later every tenth of what it has waited."""
@@ -63,19 +66,20 @@ class _Scope:
     def __init__(self, owner: Owner) -> None:
         self.owner, self.metrics, self.tracing, self.source = owner, owner.metrics, owner.tracing, owner.service
         self.predicates = owner.predicates
-        self._bound: dict[str, tuple[ServicePlan, Service]] = {}
+        self._bound: dict[tuple[str, Protocols], tuple[ServicePlan, Service]] = {}
+        self._grpc: GrpcScope | None = None
 
-    def service(self, given: str) -> Service:
+    def service(self, given: str, protocol: Protocols = "http") -> Service:
         """The client stack of a service under the policy in force."""
         plan = self.owner.plan(given)
         if not isinstance(plan, ServicePlan):
-            return _refuse(plan) if isinstance(plan, UnknownService) else self._arriving(given)
-        bound = self._bound.get(plan.service)
+            return _refuse(plan) if isinstance(plan, UnknownService) else self._arriving(given, protocol)
+        bound = self._bound.get((plan.service, protocol))
         if bound is None or bound[0] is not plan:
-            bound = self._bound[plan.service] = (plan, self._bind(plan))
+            bound = self._bound[plan.service, protocol] = (plan, self._bind(plan, protocol))
         return bound[1]
 
-    def _arriving(self, given: str) -> Service:
+    def _arriving(self, given: str, protocol: Protocols) -> Service:
         """The first call to a service waits for it, within its own deadline and `patience_s`."""
 
         async def wait(call: Call) -> Reply:
@@ -89,13 +93,27 @@ class _Scope:
                 await runtime.sleep(max(ARRIVAL_LOOK_S, waited_s / 10))
             if call.timeout_s is not None:
                 call.timeout_s = max(0.001, call.timeout_s - (runtime.now() - began))
-            return await self.service(given)(call)
+            return await self.service(given, protocol)(call)
 
         return wait
 
-    def _bind(self, plan: ServicePlan) -> Service:
+    def _bind(self, plan: ServicePlan, protocol: Protocols) -> Service:
+        if plan.protocol not in (None, protocol):
+            return _other_protocol(plan.service, plan.protocol or "", protocol)
         # In TLS 1.3 the server refuses only after the request was sent, and the refusal is easily lost: say it here.
-        return _nameless(plan.service) if self.owner.anonymous and plan.strict else bind(plan, self)
+        if self.owner.anonymous and plan.strict:
+            return _nameless(plan.service)
+        return bind(plan, self if protocol == "http" else self.grpc)
+
+    @property
+    def grpc(self) -> GrpcScope:
+        """Where plans are bound for gRPC; made when it is first asked for."""
+        if self._grpc is None:
+            self._grpc = self._make_grpc()
+        return self._grpc
+
+    def _make_grpc(self) -> GrpcScope:
+        raise NotImplementedError
 
     def leaf(self, backend: BackendPlan, endpoint: Endpoint) -> Service:
         """What sends to one endpoint. The caller's name goes along only where no certificate says it."""
@@ -113,6 +131,8 @@ class _Scope:
         """Forget every connection without a byte to anybody."""
         self._bound.clear()
         self.transport.abandon()
+        if self._grpc is not None:
+            self._grpc.connections.abandon()
 
 
 class LoopScope(_Scope):
@@ -127,15 +147,27 @@ class LoopScope(_Scope):
 
     def retire(self, in_use: Callable[[], Collection[str]]) -> None:
         """Let go of the connections to addresses that are not in use at the moment when the loop comes to it."""
-        self._on_loop(lambda: self.transport.retire(in_use()))
+        self._on_loop(lambda: self._retire(in_use()))
+
+    def _retire(self, keep: Collection[str]) -> None:
+        self.transport.retire(keep)
+        if self._grpc is not None:
+            self._grpc.connections.retire(keep)
+
+    def _make_grpc(self) -> GrpcScope:
+        from .transport.grpc.scope import aio_scope
+
+        return aio_scope(self, self.loop)
 
     def close_from_anywhere(self) -> None:
         """Close every connection, on the loop; nothing waits for it."""
-        self._on_loop(lambda: self.transport.retire(()))
+        self._on_loop(lambda: self._retire(()))
 
     async def aclose(self) -> None:
         """Close every connection and wait for it."""
         await self.transport.aclose()
+        if self._grpc is not None:
+            await self._grpc.aclose()
 
     def _on_loop(self, action: Callable[[], None]) -> None:
         try:
@@ -147,6 +179,8 @@ class LoopScope(_Scope):
         """The loop is closed: close what it left open."""
         self._bound.clear()
         self.transport.discard()
+        if self._grpc is not None:
+            self._grpc.connections.abandon()
 
 
 class ThreadScope(_Scope):
@@ -162,10 +196,19 @@ class ThreadScope(_Scope):
     def retire(self, keep: Collection[str]) -> None:
         """Let go of the connections to addresses that are not in `keep`."""
         self.transport.retire(keep)
+        if self._grpc is not None:
+            self._grpc.connections.retire(keep)
+
+    def _make_grpc(self) -> GrpcScope:
+        from .transport.grpc.scope import blocking_scope
+
+        return blocking_scope(self)
 
     def close(self) -> None:
         """Close every connection."""
         self.transport.close()
+        if self._grpc is not None:
+            self._grpc.connections.retire(())
 
 
 def _deadline_s(call: Call, now: float) -> float:
@@ -180,6 +223,19 @@ def _nameless(service: str) -> Service:
         raise IdentityError(
             f"{service!r} is strict: it asks for a certificate, and this process has no name to get one for; "
             "give it one: Mesh('orders'), or MESHLIB_SERVICE"
+        )
+
+    return refuse
+
+
+def _other_protocol(service: str, speaks: str, asked: str) -> Service:
+    async def refuse(call: Call) -> Reply:
+        use = "mesh.channel" if speaks == "grpc" else "mesh.client"
+        raise TransportError(
+            f"{service!r} speaks {speaks} (`protocol` in mesh.yaml), and this is a call by {asked}; use {use}",
+            phase="connect",
+            cause="local",
+            sent=False,
         )
 
     return refuse

@@ -204,6 +204,11 @@ class ClientTls:
                 self._built = self._credentials.build(self._expected)
             return self._built[1]
 
+    def pem(self) -> tuple[bytes, bytes, bytes]:
+        """Our chain, our key and the roots that speak for the peers."""
+        svid = self._credentials.svid
+        return svid.certificate_pem, svid.private_key_pem, self._credentials.bundle.pem
+
     def not_after(self) -> float:
         """Unix time when our own leaf ends: no connection may be used beyond."""
         return self._credentials.svid.not_after

@@ -99,7 +99,7 @@ class Mirrors:
         copies = []
         for mirror in self.mirrors:
             if self.runtime.rng.random() < mirror.percent:
-                if call.replayable:
+                if call.copyable:
                     copies.append((mirror, call.mirror()))
                 else:
                     mirror.record("skipped")

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from ..call import Call, Reply
 from ..errors import DeadlineExceeded, IdentityError, MeshError, NoHealthyEndpoint, TransportError
 from .backoff import backoff_s
+from .pushback import NEVER, PUSHBACK, pushback_s
 from .retry_after import retry_after_s
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ class RetryPolicy:
             if outcome.status not in self.statuses and outcome.code not in self.codes:
                 return ""
             unsent = outcome.header(REFUSED) is not None  # refused by the mesh, before the application saw it
-            if outcome.header(NO_RETRY) is not None:
+            if outcome.header(NO_RETRY) is not None or _pushback_s(outcome) == NEVER:
                 return SAID_NO
         else:
             why = self._error_refusal(outcome)
@@ -173,6 +174,9 @@ class Retry:
 
     def _wait_s(self, call: Call, outcome: Reply | MeshError, now: float, idle_s: float) -> float | None:
         """What the policy or the call's own schedule would wait, and never less than the reply asks for."""
+        pushed_s = _pushback_s(outcome) if isinstance(outcome, Reply) else None
+        if pushed_s is not None and call.schedule is None:
+            return pushed_s
         rng = self.runtime.rng
         own_s = backoff_s(call.number, self.policy.base_interval_s, self.policy.max_interval_s, rng)
         asked_s = self._asked_s(outcome)
@@ -187,3 +191,7 @@ class Retry:
         if not isinstance(outcome, Reply) or (value := outcome.header(b"retry-after")) is None:
             return 0.0
         return retry_after_s(value.decode("latin-1"), outcome.status, self.wall()) or 0.0
+
+
+def _pushback_s(reply: Reply) -> float | None:
+    return None if reply.code is None else pushback_s(reply.header(PUSHBACK))
