@@ -16,6 +16,7 @@ from .control import control
 from .convergence import status
 from .demonstration import demo
 from .doctor import doctor
+from .gateway import gateway
 from .identity import identity
 from .join_token import token
 from .output import as_json, print_json
@@ -51,5 +52,5 @@ def version(json: bool) -> None:
         click.echo(f"meshlib {__version__}, Python {platform.python_version()}")
 
 
-for command in (check, schema, explain, control, status, services, token, ca, identity, doctor, demo):
+for command in (check, schema, explain, control, gateway, status, services, token, ca, identity, doctor, demo):
     meshlib.add_command(command)
