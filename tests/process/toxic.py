@@ -63,6 +63,9 @@ class ToxicProxy:
         except OSError:
             reset(writer)
             return
+        except asyncio.CancelledError:
+            writer.close()
+            raise
         request = asyncio.create_task(self._requests(reader, up_writer))
         try:
             await self._replies(up_reader, writer, up_writer)
@@ -70,9 +73,9 @@ class ToxicProxy:
             pass  # one side is gone; so is the other, then
         finally:
             request.cancel()
-            await asyncio.gather(request, return_exceptions=True)
             writer.close()
             up_writer.close()
+            await asyncio.gather(request, return_exceptions=True)
 
     async def _requests(self, reader: asyncio.StreamReader, up: asyncio.StreamWriter) -> None:
         while piece := await reader.read(65536):
