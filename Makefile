@@ -3,7 +3,7 @@
 #   make test                     everything a change must pass, `check` included
 #   make check                    ruff, mypy --strict, import-linter, the layout test
 #   make faults                   fault tests in full length
-#   make bench                    what a call costs, an edit of the policy, and 10,000 processes that poll
+#   make bench                    what a call and a route cost, an edit of the policy, and 10,000 processes that poll
 
 PYTHON ?= python3
 VENV := .venv
@@ -39,7 +39,7 @@ faults: $(STAMP)
 	MESHLIB_FUZZ=10000 $(PYTEST) -m "faults or fuzz" -s
 
 bench: $(STAMP)
-	@missed=0; for part in calls policy_change pollers; do \
+	@missed=0; for part in calls grpc_calls routes policy_change pollers; do \
 	  echo "benchmarks.$$part"; $(BIN)/python -m benchmarks.$$part || missed=1; done; exit $$missed
 
 docs: $(STAMP)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 import meshlib
+from meshlib.errors import UnknownService
 
 CONFIG = """\
 version: 1
@@ -77,3 +78,85 @@ def test_the_text_is_for_people(config: meshlib.MeshConfig) -> None:
     text = str(meshlib.explain(config, "inventory", path="/items"))
     for part in ("route      main", "90.00%", "timeout    0.5 s", "retries    1 on"):
         assert part in text
+
+
+EDGE = {
+    "version": 1,
+    "mesh": "shop",
+    "services": {
+        "items": {"allow_routes_from": ["gateway/edge"]},
+        "shadow": {"allow_routes_from": ["gateway/edge"]},
+    },
+    "gateways": {
+        "edge": {
+            "listeners": [
+                {"name": "web", "port": 80, "hostname": "*.shop.example"},
+                {"name": "tls", "port": 443, "protocol": "https", "hostname": "*.shop.example"},
+            ],
+            "routes": [
+                {"name": "old", "listeners": ["tls"], "hostnames": ["old.shop.example"], "request_redirect": {"hostname": "www.shop.example"}},
+                {"name": "closed", "matches": [{"path": {"prefix": "/admin"}}], "direct_response": {"status": 403}},
+                {
+                    "name": "v2",
+                    "matches": [{"path": {"prefix": "/v2"}}],
+                    "backends": [{"service": "items", "request_headers": {"add": {"x-b": "2"}}}],
+                    "url_rewrite": {"hostname": "items.local", "path": {"replace_prefix_match": "/items"}},
+                    "request_headers": {"set": {"x-a": "1"}, "remove": ["x-c"]},
+                    "response_headers": {"set": {"x-d": "1"}},
+                    "mirror": {"service": "shadow", "percent": "10%"},
+                },
+                {"name": "split", "backends": [{"service": "items", "weight": 3}, {"direct_response": {"status": 500}, "weight": 1}]},
+            ],
+        }
+    },
+}  # fmt: skip
+
+
+def test_a_request_at_a_gateway() -> None:
+    """What the backend would get: path, host and headers as changed; who gets copies; what is done to the answer."""
+    found = meshlib.explain(EDGE, path="/v2/7?q=1", headers={"x-c": "1"}, host="www.shop.example").to_dict()
+    assert (found["service"], found["status"], found["matched"]["route"]) == ("gateway/edge", None, "v2")
+    assert found["request"] == {
+        "method": "GET",
+        "path": "/items/7?q=1",
+        "host": "items.local",
+        "headers": {"x-a": "1", "x-b": "2"},
+    }
+    assert found["mirrors"] == [{"service": "shadow", "subset": None, "percent": 0.1, "diff": False}]
+    assert found["response_headers"] == {"set": {"x-d": "1"}, "add": {}, "remove": []}
+
+
+def test_answers_of_a_gateway_itself() -> None:
+    """A redirect with where to, an answer's status, a share that is one, and hosts and ports that nothing listens for."""
+    moved = meshlib.explain(EDGE, path="/x?y=1", host="old.shop.example", port=443).to_dict()
+    assert (moved["status"], moved["redirect"]["location"]) == (302, "https://www.shop.example/x?y=1")
+    assert (moved["redirect"]["scheme"], moved["redirect"]["port"], moved["redirect"]["path"]) == ("https", None, "/x")
+    assert "redirect   302 to https://www.shop.example/x?y=1" in str(
+        meshlib.explain(EDGE, path="/x?y=1", host="old.shop.example", port=443)
+    )
+    assert meshlib.explain(EDGE, path="/admin/x", host="a.shop.example").status == 403
+    split = meshlib.explain(EDGE, path="/x", host="a.shop.example", port=80).to_dict()
+    assert [(backend["service"], backend.get("answer"), backend["share"]) for backend in split["backends"]] == [
+        ("items.default", None, 0.75),
+        (None, "direct_response", 0.25),
+    ]
+    assert meshlib.explain(EDGE, path="/x", host="elsewhere.example").status == 404
+    assert meshlib.explain(EDGE, path="/x", host="a.shop.example", port=81).status == 404
+
+
+def test_which_gateway() -> None:
+    """Said by name where there are several; an unknown one is an error that names those there are."""
+    with pytest.raises(UnknownService, match="it has edge; say which"):
+        meshlib.explain(EDGE, gateway="other")
+    with pytest.raises(UnknownService, match="it has no gateways"):
+        meshlib.explain({"version": 1, "mesh": "m"})
+
+
+def test_who_calls_decides_with_from() -> None:
+    """`source` is who the route is about; a bare name is of the namespace default."""
+    routes = [{"name": "ours", "matches": [{"from": ["orders"]}]}, {"name": "rest"}]
+    mesh = {"version": 1, "mesh": "m", "services": {"items": {"routes": routes}, "orders": {}}}
+    assert meshlib.explain(mesh, "items", source="orders").route == "ours"
+    assert meshlib.explain(mesh, "items", source="orders.default").route == "ours"
+    assert meshlib.explain(mesh, "items", source="web").route == "rest"
+    assert meshlib.explain(mesh, "items").route == "rest"

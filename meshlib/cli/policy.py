@@ -73,21 +73,26 @@ def schema(json: bool) -> None:
 
 @click.command()
 @policy_file
-@click.argument("service")
+@click.argument("service", required=False)
 @click.option("--method", default="GET", show_default=True, help="Method of the call.")
 @click.option("--path", default="/", show_default=True, help="Path of the call; it may have a query.")
 @click.option("--header", "headers", multiple=True, metavar="NAME=VALUE", help="A header; give it again for more.")
 @click.option("--host", help="Host of the call. Default: the service.")
 @click.option("--source", help="Who calls: `name` or `name.namespace`.")
+@click.option("--gateway", help="Which gateway, where SERVICE is left out and the file has several.")
+@click.option("--port", type=int, help="Port of the gateway's listener. Default: any.")
 @as_json
-def explain(file: str, service: str, headers: tuple[str, ...], json: bool, **call: Any) -> None:
+def explain(file: str, service: str | None, headers: tuple[str, ...], json: bool, **call: Any) -> None:
     """Say what would happen to a call to SERVICE: its route, backends, timeout, retries, and who decided.
+
+    Without SERVICE: to a request at a gateway.
 
     The exit code is 1 where no route takes it.
 
     \b
     Example:
       meshlib explain mesh.yaml inventory --path /items/7 --header x-beta=1 --source orders
+      meshlib explain mesh.yaml --host www.shop.example --path /items/7
     """
     from ..explanation import explain as explained
 

@@ -116,3 +116,45 @@ def test_one_mistake_about_identity_is_one_problem() -> None:
         CONTROL + "identity: {source: dev}\ntrust_domain: shop.example\nservices: {a: {endpoints: [{static: ['a:1']}]}}"
     )
     assert len(problems(text)) == 1
+
+
+EDGE = "gateways:\n  edge:\n    listeners: [{name: web, port: 80}]\n    routes:\n      - "
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (EDGE + "{name: r, backends: [{service: b}]}\nservices: {a: {}}\n", "gateways.edge.routes[0].backends[0].service: 'b' is not a service of this file"),
+        (EDGE + "{name: r, backends: [{service: a}]}\nservices: {a: {}}\n", "gateways.edge.routes[0].backends[0].service: 'a' does not allow routes of 'gateway/edge'"),
+        (EDGE + "{name: r}\n", "gateways.edge.routes[0]: has no backends; a gateway has no endpoints of its own"),
+        (EDGE + "{name: r, backends: [{weight: 1}]}\n", "gateways.edge.routes[0].backends[0]: has no service; a gateway has no endpoints of its own"),
+        (EDGE + "{name: r, listeners: [wb], direct_response: {status: 200}}\n", "gateways.edge.routes[0].listeners[0]: 'wb' is not a listener of this gateway"),
+        ("gateways: {edge: {listeners: [{name: a, port: 80}, {name: a, port: 81}]}}\n", "gateways.edge.listeners[1].name: 'a' is already the name of a listener"),
+        ("gateways: {edge: {listeners: [{name: a, port: 80}, {name: b, port: 80}]}}\n", "gateways.edge.listeners[1]: has the port and the hostname of another listener"),
+        ("services: {a: {allow_routes_from: [gateway/edg]}}\ngateways: {edge: {listeners: [{name: a, port: 80}]}}\n", "services.a.allow_routes_from[0]: 'gateway/edg' is not a gateway of this file"),
+        ("services: {a: {routes: [{name: r, mirror: {service: b}}]}}\n", "services.a.routes[0].mirror.service: 'b' is not a service of this file"),
+        ("services: {a: {routes: [{name: r, mirror: [{subset: v1}]}]}}\n", "services.a.routes[0].mirror[0].subset: service 'a' has no subset 'v1'"),
+        ("services: {a: {routes: [{name: r, backends: [{weight: 1}], direct_response: {status: 200}}]}}\n", "services.a.routes[0]: has backends, direct_response; a route either sends calls on or has one answer"),
+        ("services: {a: {routes: [{name: r, url_rewrite: {path: {replace_prefix_match: /b}}}]}}\n", "services.a.routes[0]: has replace_prefix_match, so each of its matches needs a path with a prefix"),
+        ("services: {a: {routes: [{name: r, backends: [{subset: v1, direct_response: {status: 200}}]}]}}\n", "services.a.routes[0].backends[0]: has subset, direct_response; a backend is either a service or one answer"),
+        ("services: {a: {routes: [{name: r, request_headers: {set: {Host: b}}}]}}\n", "services.a.routes[0].request_headers.set.Host: host is not changed here"),
+        ("services: {a: {routes: [{name: r, request_headers: {add: {x-meshlib-attempt: '1'}}}]}}\n", "is the transport's own; a route may not change it"),
+        ("services: {a: {routes: [{name: r, matches: [{path: {regular_expression: '('}}]}]}}\n", "is not a regular expression of RE2"),
+        ("services: {a: {routes: [{name: r, matches: [{grpc: {service: a}, method: POST}]}]}}\n", "has grpc, which says the path and the method; remove path and method"),
+        ("services: {a: {routes: [{name: r, fault: {abort: {percent: 1%}}}]}}\n", "must have exactly one of http_status, grpc_status"),
+    ],
+)  # fmt: skip
+def test_each_mistake_about_routes_and_gateways(text: str, problem: str) -> None:
+    """Each is one problem, at its place."""
+    (found,) = problems(text)
+    assert problem in found
+
+
+def test_a_gateway_that_is_right() -> None:
+    """Consent by name, listeners, answers in the place of backends."""
+    text = EDGE + "{name: r, listeners: [web], backends: [{service: a}, {direct_response: {status: 503}, weight: 0}]}\n"
+    text += "      - {name: s, request_redirect: {scheme: https}}\nservices: {a: {allow_routes_from: [gateway/edge]}}\n"
+    config = parse_config(HEAD + text, "mesh.yaml")
+    assert config.owner("gateway/edge") is config.gateways["edge"]
+    assert config.owner("gateway/other") is None
+    assert config.place((*config.path_of("gateway/edge"), "routes", 1)).endswith(":8")
