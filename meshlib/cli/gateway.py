@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
-
 import click
 
 from ..errors import ConfigError
@@ -21,6 +18,9 @@ def gateway(config: str, listen: str, name: str) -> None:
     Example:
       meshlib gateway --config mesh.yaml --listen 127.0.0.1:8080
     """
+    import asyncio
+    import logging
+
     from .. import Mesh
     from ..config import load_config
     from ..config.endpoints import parse_address

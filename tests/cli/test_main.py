@@ -16,7 +16,7 @@ from meshlib.cli import meshlib
 
 COMMANDS = [
     ["check"], ["schema"], ["explain"], ["control"], ["status"], ["services"], ["token"], ["token", "create"],
-    ["token", "list"], ["token", "revoke"], ["ca"], ["ca", "show"], ["ca", "rotate"], ["ca", "revoke"], ["identity"],
+    ["token", "list"], ["token", "revoke"], ["ca"], ["ca", "show"], ["ca", "rotate"], ["ca", "revoke"], ["identity"], ["gateway"],
     ["doctor"], ["demo"], ["version"], [],
 ]  # fmt: skip
 
