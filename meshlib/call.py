@@ -315,6 +315,16 @@ class Reply:
         for callback in ends or ():
             callback(error)
 
+    def detach_end(self) -> Callable[[MeshError | None], None]:
+        """What `end` would do, for whoever must not keep the reply alive; from now on the reply's own does nothing."""
+        ends, self._ends = self._ends or [], None
+
+        def end(error: MeshError | None) -> None:
+            for callback in ends:
+                callback(error)
+
+        return end
+
     def header(self, name: bytes) -> bytes | None:
         """The first value of a field, by lower-case name."""
         for key, value in self.headers:

@@ -180,7 +180,7 @@ class LoopScope(_Scope):
         self._bound.clear()
         self.transport.discard()
         if self._grpc is not None:
-            self._grpc.connections.abandon()
+            self._grpc.connections.forget()
 
 
 class ThreadScope(_Scope):

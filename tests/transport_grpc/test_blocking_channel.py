@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import queue
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -133,6 +134,24 @@ def test_many_threads_share_a_channel(tmp_path: Path) -> None:
         with ThreadPoolExecutor(32) as pool:
             assert list(pool.map(unary, [b"%d" % i for i in range(320)])) == [b"a:%d" % i for i in range(320)]
         assert [node.inflight for _, node in mesh._engine._learned.nodes()] == [0]
+
+
+def test_a_stream_that_is_let_go_of_gives_its_place_back(tmp_path: Path) -> None:
+    """Nothing stays in flight of a stream that nobody reads to its end."""
+    with serving(Echo()) as (_, (port,)), Mesh("orders", mesh_of(tmp_path, [port])) as mesh:
+        asked: queue.Queue[bytes | None] = queue.Queue()
+        stream = method(mesh.sync_channel("echo"), "stream_stream")(iter(asked.get, None))
+        asked.put(b"1")
+        assert next(stream) == b"<1>"
+        ((_, node),) = mesh._engine._learned.nodes()
+        assert node.inflight == 1
+        ended = threading.Event()
+        stream._real.add_callback(ended.set)
+        del stream
+        gc.collect()
+        assert ended.wait(5)
+        assert node.inflight == 0
+        asked.put(None)
 
 
 def test_a_closed_channel_takes_no_call(tmp_path: Path) -> None:

@@ -7,7 +7,9 @@ when the answer has come, or is wanted: no thread waits in between. Only a futur
 from __future__ import annotations
 
 import asyncio
+import functools
 import threading
+import weakref
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +17,7 @@ import grpc
 from grpc import aio
 
 from ...errors import MeshError
+from ...grpc_code import GrpcCode
 from .errors import LOCALLY_CANCELLED, RpcFailed, StatusError, failed, lift
 from .leaf import BlockingStream
 from .park import Park, advance
@@ -187,13 +190,14 @@ class Stream(grpc.Call):  # type: ignore[misc]
         if isinstance(error, asyncio.CancelledError):
             error = RpcFailed(grpc.StatusCode.CANCELLED, aio.Metadata(), aio.Metadata(), LOCALLY_CANCELLED, "")
         self._error = lift(error, self._call.trail) if isinstance(error, MeshError) else error
-        if self._reply is not None:
-            code = self._error.code().value[0] if isinstance(self._error, RpcFailed) else 2
-            self._reply.end(error if isinstance(error, MeshError) else StatusError(code, ""))
 
     def _opened(self, reply: Reply) -> None:
         if isinstance(reply.stream, BlockingStream):
             self._reply, self._stream, self._real = reply, reply.stream, reply.stream.real
+            # Also of a stream that nobody reads to its end: grpc cancels what is let go of.
+            over = functools.partial(_over, reply.detach_end(), weakref.ref(self._real))
+            if not self._real.add_callback(over):
+                over()
         else:
             self._fail(failed(reply, self._call.trail))
 
@@ -226,8 +230,6 @@ class Stream(grpc.Call):  # type: ignore[misc]
         if self._error is not None:
             raise self._error
         if data is None:
-            if self._reply is not None:
-                self._reply.end()
             raise StopIteration
         return self._deserialize(data) if self._deserialize else data
 
@@ -267,3 +269,10 @@ class Stream(grpc.Call):  # type: ignore[misc]
     def trailing_metadata(self) -> Any:
         """The server's trailers, once it is over."""
         return self._known().trailing_metadata()
+
+
+def _over(end: Callable[[MeshError | None], None], known: Callable[[], Any]) -> None:
+    """A stream has ended, in grpc's own thread; `known()`: its call, None where it was let go of."""
+    real = known()
+    code = int(GrpcCode.CANCELLED) if real is None else real.code().value[0]
+    end(StatusError(code, "") if code else None)

@@ -32,6 +32,9 @@ CHANNELS_MAX = 4096
 METHODS_MAX = 4096
 """Multicallables that one channel keeps; a method beyond makes a new one per call."""
 
+_ABANDONED: list[Connection] = []
+"""What a forked child has of its parent's: as many as the parent had."""
+
 Make = Callable[[str, Any, list[tuple[str, Any]]], Any]
 
 
@@ -120,8 +123,13 @@ class Connections:
         with self._lock:
             return [connection.channel for connection in self._open.values()]
 
+    def forget(self) -> None:
+        """Let go of every channel; who does closes them, or their loop is closed."""
+        self._open.clear()
+
     def abandon(self) -> None:
-        """Forget every channel without touching it: it is another process's."""
+        """Never touch a channel again, not even to free it: it is the parent process's (grpc and fork)."""
+        _ABANDONED.extend(self._open.values())
         self._open.clear()
 
 

@@ -1,7 +1,8 @@
 """What ended an attempt: a code that the server sent, which is a reply, or a failure of the way there.
 
 grpc says UNAVAILABLE for both. A server's status says "Error received from peer" in its debug string; what the core
-makes itself says what happened to the connection (grpc 1.66 to 1.85; the tests hold it to that).
+makes itself says what happened to the connection (grpc 1.66 to 1.85; the tests hold it to that). What says neither is a
+server's status: that is tried again only where the policy says so.
 """
 
 from __future__ import annotations
@@ -19,6 +20,11 @@ from .errors import CODES, RpcFailed
 _NOT_CONNECTED = re.compile(
     r"failed to connect|connection refused|connect failed|no route to host|network is unreachable|"
     r"name resolution|DNS resolution|empty address list",
+    re.IGNORECASE,
+)
+_LOCAL = re.compile(
+    _NOT_CONNECTED.pattern + r"|socket|connection|recvmsg|sendmsg|broken pipe|goaway|keepalive|transport|ping|"
+    r"handshake|endpoint|stream removed|shutdown|closed|reset",
     re.IGNORECASE,
 )
 _HANDSHAKE = re.compile(r"handshake|CERTIFICATE|peer name|SSL_ERROR|hostname verification", re.IGNORECASE)
@@ -44,7 +50,7 @@ def outcome(ending: Ending, *, total: bool, late: bool, expected: str | None, me
     if ending.code == GrpcCode.DEADLINE_EXCEEDED and late:
         what = "the deadline" if total else "the time of this attempt"
         return DeadlineExceeded(f"{what} passed before the answer came", phase="read", sent=True, total=total)
-    if ending.code == GrpcCode.UNAVAILABLE and not from_peer:
+    if ending.code == GrpcCode.UNAVAILABLE and not from_peer and _LOCAL.search(ending.details):
         return _broken(ending, expected, messages)
     if ending.code == GrpcCode.CANCELLED and not ending.trailing and not messages:
         # A stopping server ends calls so that its handlers have not seen (grpc/grpc#41785).

@@ -36,7 +36,7 @@ class GrpcScope:
     async def aclose(self) -> None:
         """Close every channel of the running loop, and wait for it."""
         channels = self.connections.channels()
-        self.connections.abandon()
+        self.connections.forget()
         for channel in channels:
             await channel.close()
 
