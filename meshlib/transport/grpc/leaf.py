@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from ...endpoint import Endpoint
     from .connections import Connection, Connections, PemTls
 
+REFUSAL_S = 0.02
+"""How long after empty headers a status may still come that belongs to them: grpc tells of the two one by one, and a
+refusal has no others. Beyond, the call is committed (gRFC A6); a message commits it at once where one is waited for."""
 LATE_S = 0.002
 """grpc's clock and ours agree within this."""
 
@@ -89,6 +93,8 @@ class AioLeaf(Leaf):
                     body = await real
                     return GrpcReply(0, body, native=real)
                 initial = await real.initial_metadata()
+                if attempt.idempotent and not initial and not real.done():  # else it would not be tried again anyway
+                    await _refused(real)
                 if real.done() and (await real.code()).value[0]:
                     return self._outcome(attempt, first.ending() if first else await _ending(real))
                 if streams:
@@ -111,6 +117,14 @@ class AioLeaf(Leaf):
         finally:
             if not released:
                 connection.release()
+
+
+async def _refused(real: Any) -> None:
+    """Wait until the call is over, for REFUSAL_S at most."""
+    over = asyncio.Event()
+    real.add_done_callback(lambda _real: over.set())
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(over.wait(), REFUSAL_S)
 
 
 class AioStream:
