@@ -24,7 +24,7 @@ def gateway(config: str, listen: str, name: str) -> None:
     from .. import Mesh
     from ..config import load_config
     from ..config.endpoints import parse_address
-    from ..gateway import serve
+    from ..gateway import chosen, serve
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
@@ -32,11 +32,7 @@ def gateway(config: str, listen: str, name: str) -> None:
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--listen") from None
     try:
-        gateways = sorted(load_config(config).gateways)
-        if not name and len(gateways) != 1:
-            has = ", ".join(gateways) or "none"
-            raise ConfigError(f"{config}: say which gateway with --name; the file has {has}")
-        name = name or gateways[0]
+        name = chosen(load_config(config), name)
         asyncio.run(
             serve(Mesh(name, config), name, host, port, lambda address: click.echo(f"gateway {name} on {address}"))
         )

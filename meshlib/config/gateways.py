@@ -28,7 +28,7 @@ class Listener(Section):
 
 
 class Gateway(Section):
-    """Under its name in `gateways`."""
+    """Under its name in `gateways`; `meshlib gateway` runs it."""
 
     listeners: Annotated[tuple[Listener, ...], NotEmpty] = Field(
         description="Where it listens.", max_length=LISTENERS_MAX, json_schema_extra={"minItems": 1}
