@@ -2,7 +2,8 @@
 
 True: as the entry expects. False: not. None: the entry's expectation is null (contested, decided in an ADR), or the
 entry is named in exceptions.yaml with the reason why it does not apply. Imports nothing of the tests and looks nothing
-up by the current folder: it runs wherever meshlib is installed. One function per key, in the order of the files.
+up by the current folder: it runs wherever meshlib is installed. One function per key, in the order of the files; what
+needs more than a few lines is a file of its own beside this one (`PARTS`), found by this one's place.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import asyncio
 import base64
 import datetime as dt
 import functools
+import importlib.util
 import queue
 import random
 import socket
@@ -445,3 +447,20 @@ CHECKS: dict[str, Callable[[Entry], bool | None]] = {
     "spiffe_ids.x509svid": x509svid,
 }
 """Every name that `run` knows."""
+
+PARTS: tuple[str, ...] = ()
+"""The files beside this one that answer for more names: each has `CHECKS`, as here."""
+
+
+def part(name: str) -> Any:
+    """The module of a file beside this one, wherever this one was loaded from."""
+    spec = importlib.util.spec_from_file_location(f"vectors_{name}", Path(__file__).with_name(f"{name}.py"))
+    if spec is None or spec.loader is None:
+        raise ImportError(f"no {name}.py beside {__file__}")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+for _name in PARTS:
+    CHECKS.update(part(_name).CHECKS)
