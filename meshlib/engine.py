@@ -24,7 +24,7 @@ import re
 import threading
 import time
 import uuid
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,11 +44,12 @@ from .identity.credentials import Credentials
 from .identity.dev import DevSource
 from .identity.spiffe import SpiffeId
 from .learned import Learned
-from .policy.node import STATES, Node
+from .node_gauges import NodeGauges
 from .policy.predicate import Predicates
 from .runtime.event_loop import EventLoopRuntime
 from .scopes import LoopScope, ThreadScope
 from .snapshot import Arriving, Snapshot, candidates
+from .surroundings import Surroundings
 from .telemetry.metrics import Metrics
 from .telemetry.provider import setup_provider
 from .telemetry.tracing import Tracing
@@ -82,32 +83,6 @@ INSTANCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}").fullmatch
 """What the config service takes for the name of an instance."""
 
 _ENGINES: WeakSet[Engine] = WeakSet()
-
-
-class Surroundings:
-    """What an engine reaches beyond its own memory: identity files, spans, a thread, connections.
-
-    `meshlib.testing` has one that reaches nothing.
-    """
-
-    identities = True
-    """Is there a network to protect? False: nobody has an identity, and mTLS is off."""
-
-    def now(self) -> float:
-        """Monotonic seconds, of the clock that calls run on."""
-        return time.monotonic()
-
-    def begin(self, engine: Engine) -> None:
-        """The policy is in force; the last step of a start."""
-        engine.begin_outside()
-
-    def loop_scope(self, engine: Engine, loop: asyncio.AbstractEventLoop) -> LoopScope:
-        """A new scope for an event loop."""
-        return LoopScope(engine, loop)
-
-    def thread_scope(self, engine: Engine) -> ThreadScope:
-        """A new scope for the threads of the process."""
-        return ThreadScope(engine)
 
 
 class Engine:
@@ -149,7 +124,7 @@ class Engine:
         self.provider: TracerProvider | None = None
         self._learned = Learned(EventLoopRuntime().lock, None if self.circuits is None else self.circuits.node)
         self._renewal_due, self._retire_due, self._retire_by = 0.0, math.inf, math.inf
-        self._gauges: dict[tuple[str, str], list[Callable[[], None]]] = {}
+        self._gauges = NodeGauges(self.metrics, lambda: self.surroundings.now())
 
     def _instance(self) -> str:
         """The name of this process among those of its service. A forked child is another one."""
@@ -472,24 +447,7 @@ class Engine:
             raise RuntimeError("this Mesh is closed; make a new one")
 
     def _show_nodes(self) -> None:
-        """Keep one gauge per (node, state) that is in use."""
-        nodes = {(service, node.endpoint.address): node for service, node in self._learned.nodes()}
-        for key in [key for key in self._gauges if key not in nodes]:
-            for remove in self._gauges.pop(key):
-                remove()
-        for key, node in nodes.items():
-            if key not in self._gauges:
-                self._gauges[key] = [
-                    self.metrics.gauge(
-                        "meshlib_endpoint_state",
-                        {"destination": key[0], "endpoint": key[1], "state": state},
-                        partial(self._in_state, node, state),
-                    )
-                    for state in STATES
-                ]
-
-    def _in_state(self, node: Node, state: str) -> float:
-        return float(node.state(self.surroundings.now()) == state)
+        self._gauges.show(self._learned.nodes())
 
 
 def _after_fork() -> None:

@@ -24,12 +24,13 @@ import httpx
 
 from ..call import Call, Reply
 from ..config import MeshConfig, config_of
-from ..engine import Engine, Surroundings
+from ..engine import Engine
 from ..errors import MeshError, TransportError, UnknownService
 from ..runtime.blocking import BlockingRuntime
 from ..runtime.event_loop import EventLoopRuntime
 from ..scopes import LoopScope, ThreadScope
 from ..served import SERVED, Served
+from ..surroundings import Surroundings
 from ..transport import phases, tcp
 from ..transport.headers import NO_RETRY, mesh_lines
 from ..transport.http1 import render_head
