@@ -34,7 +34,7 @@ _NO_BOUNDS = {
     "ALARM_AT", "ALIKE", "BACKDATE_S", "BODY_PIECE", "LINGER_STEP_S", "SIMILAR",
      "CLIENT_FAILED_FROM", "DECAY_S", "ENCODED", "FAILURE_S", "FOREVER", "LARGE_MEMBER_CHARS",
     "LOCATION", "NO", "NOT_FOUND", "POLICY_VIOLATION", "REFUSED", "RENEW_AT", "RENEW_JITTER", "SERVER_FAILED_FROM",
-    "SET_COOKIE", "SLICES", "STALL_S", "STEP", "UNKNOWN_COST",
+    "SET_COOKIE", "SLICES", "STALL_S", "STEP", "UNEQUAL", "UNKNOWN_COST",
 }  # fmt: skip
 _AT_THE_BOUND = {
     "ATTEMPT_MAX": "A higher attempt number in `x-meshlib-attempt` counts as this one.",

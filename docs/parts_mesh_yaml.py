@@ -16,7 +16,7 @@ import yaml
 from meshlib.config import json_schema
 from meshlib.config.bootstrap import _URL_SCHEMA, BOOTSTRAP
 from meshlib.config.builtin import BUILT_IN, CEILINGS
-from meshlib.config.endpoints import _ADDRESS_SCHEMA
+from meshlib.config.endpoints import ADDRESS_SCHEMA
 from meshlib.config.fields import HEADER_PATTERN, LABEL_PATTERN, NAME_PATTERN, SERVICE_PATTERN
 from meshlib.config.routes import Backend
 from meshlib.config.schema import NOT_ENFORCED, NOT_ENFORCED_VALUES
@@ -32,7 +32,7 @@ _WORDS = {
     NAME_PATTERN: "name",
     SERVICE_PATTERN: "service",
     HEADER_PATTERN: "header name",
-    str(_ADDRESS_SCHEMA["pattern"]): "host:port",
+    str(ADDRESS_SCHEMA["pattern"]): "host:port",
     str(_URL_SCHEMA["pattern"]): "URL",
 }
 _SHARED = {"services.NAME": ("Settings", "defaults"), "gateways.NAME.routes[]": ("Route", "services.NAME.routes[]")}

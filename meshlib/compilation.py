@@ -163,6 +163,7 @@ def _backend(
             outlier,
             learned.lock(backend.service),
             own.pool.connect_timeout_s,
+            {} if nodes else _why_empty(config, backend.service),
         ),
         learned.limit(backend.service, own.circuit_breaker.max_requests),
         learned.budget(backend.service, route.retries.budget_percent, route.retries.budget_min_per_second),
@@ -178,6 +179,12 @@ def _backend(
         headers,
         fault,
     )
+
+
+def _why_empty(config: MeshConfig, service: str) -> dict[str, str]:
+    """What name servers say of the sources of a service that gave no endpoint."""
+    found = ((question, config.resolved(question)) for question in config.questions(service))
+    return {str(question): resolved.trouble for question, resolved in found if resolved is not None}
 
 
 def _retry(policy: Effective) -> RetryPolicy:

@@ -14,6 +14,7 @@ _NO_LABELS: Mapping[str, str] = MappingProxyType({})
 class Endpoint:
     """`host` is a name or an IP literal without brackets; `weight` ≥ 1 is its share; `labels` select subsets.
 
+    `priority` ≥ 0: it is called only while none of a lower number can be (RFC 2782).
     `absent`: its lease has ended. It may have gone, or only its way to the config service: it is used while it answers.
     """
 
@@ -23,9 +24,10 @@ class Endpoint:
     weight: int = 1
     labels: Mapping[str, str] = field(default_factory=lambda: _NO_LABELS)
     absent: bool = False
+    priority: int = 0
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Endpoint, (self.host, self.port, self.zone, self.weight, dict(self.labels), self.absent)
+        return Endpoint, (self.host, self.port, self.zone, self.weight, dict(self.labels), self.absent, self.priority)
 
     @property
     def address(self) -> str:

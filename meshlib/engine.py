@@ -35,9 +35,11 @@ from .config import MeshConfig, followed_or_whole
 from .config.bootstrap import BOOTSTRAP
 from .config.compose import compose
 from .config.effective import effective
+from .config.endpoints import parse_address
 from .config.environment import check_address, control_urls
 from .config.fields import canonical_name, is_label
-from .errors import ConfigError, IdentityError, UnknownService
+from .discovery.dns import DnsResolver
+from .errors import ConfigError, IdentityError, MeshError, NoHealthyEndpoint, UnknownService
 from .follower import FIRST_USE_S, Follower
 from .identity.control import check_means
 from .identity.credentials import Credentials
@@ -58,6 +60,7 @@ from .watched_file import WatchedFile
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
 
+    from .config.questions import Question
     from .identity.credentials import ClientTls
     from .interop.pybreaker import Circuits
     from .plan import ServicePlan
@@ -119,6 +122,7 @@ class Engine:
         self._agent: Agent | None = None
         self.file: WatchedFile | None = None
         self.follower: Follower | None = None
+        self.names: DnsResolver | None = None
         self._in_force = False
         self._storage_agent: Agent | None = None
         self.provider: TracerProvider | None = None
@@ -159,6 +163,8 @@ class Engine:
         """Identity, span export, and the agent that keeps both and the policy up to date."""
         config = self.policy.config
         self.provider = setup_provider(self.service, self.instance)
+        nameservers = [parse_address(address) for address in config.dns.nameservers]
+        self.names = DnsResolver(nameservers, EventLoopRuntime().rng, self._resolved)
         if config.control is None:
             self.identify(config)
             source = self._source()
@@ -240,9 +246,9 @@ class Engine:
             threads, self.threads = self.threads, None
         if self.follower is not None:
             self.follower.stop()  # first: the agent may be waiting for an answer on its connections
-        for agent in (self._agent, self._storage_agent):
-            if agent is not None:
-                agent.stop()
+        for thread in (self.names, self._agent, self._storage_agent):
+            if thread is not None:
+                thread.stop()
         if self.provider is not None:
             self.provider.shutdown()
         for scope in loops.values():
@@ -345,11 +351,14 @@ class Engine:
 
     def put_in_force(self, config: MeshConfig, known: Collection[str] | None = None, *, quiet: bool = False) -> None:
         """Compile everything that is in use, then swap one reference. `known`: see Snapshot. `quiet`: say nothing."""
-        old = self.policy
-        fixed = [name for name in BOOTSTRAP if getattr(config, name) != getattr(old.config, name)]
+        fixed = [name for name in BOOTSTRAP if getattr(config, name) != getattr(self.policy.config, name)]
         if fixed:
             logger.warning("mesh.yaml: %s will be in force when this process starts again", ", ".join(fixed))
         with self._lock:
+            if self.names is not None:
+                self.names.keep({question for name in config.names() for question in config.questions(name)})
+                config = config.with_resolved(self.names.answers())
+            old = self.policy
             new = self.snapshot(config, known, old)
             for name in old.names():
                 new.plan(name)
@@ -358,6 +367,16 @@ class Engine:
             self._show_nodes()
             self._retire_later(time.monotonic())
         logger.log(logging.DEBUG if quiet else logging.INFO, "policy %s is in force", new.version)
+
+    def _resolved(self, _answers: object) -> None:
+        """Name servers have said something new."""
+        with self._lock:
+            if self.started and not self.closed:
+                self.put_in_force(self.policy.config, self.policy.known, quiet=True)
+
+    def _resolve(self, questions: Collection[Question]) -> None:
+        if self.names is not None:
+            self.names.follow(questions)
 
     def _retire_later(self, now: float) -> None:
         """`RETIRE_AFTER_S` after the last change, so that what comes back is found; though it never stops changing."""
@@ -383,7 +402,8 @@ class Engine:
         """What `config` means to this process. `before`: the one whose place it takes, and whose plans it may keep."""
         compiled = self._show_nodes if before is None else lambda: None
         asked = None if known is None else self._follow_too
-        return Snapshot(config, self.service, self._learned, self._lock, compiled, known, asked, before)
+        resolve = self._resolve if self.surroundings.identities else None
+        return Snapshot(config, self.service, self._learned, self._lock, compiled, known, asked, before, resolve)
 
     def _follow_too(self, services: Collection[str]) -> None:
         if self.follower is not None:
@@ -406,8 +426,11 @@ class Engine:
         """How long a first call waits for its service to arrive, in seconds."""
         return FIRST_USE_S if self.follower is None else self.follower.patience_s
 
-    def unknown(self, given: str) -> UnknownService:
+    def unknown(self, given: str) -> MeshError:
         """Why a service that was waited for has not arrived."""
+        service = self.config.canonical(given, self.namespace)
+        if service is not None and (questions := self.config.questions(service)):
+            return NoHealthyEndpoint(service, {str(each): "no name server has answered yet" for each in questions})
         return UnknownService(given) if self.follower is None else self.follower.unknown(given)
 
     def addresses(self) -> set[str]:

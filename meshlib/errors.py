@@ -85,12 +85,14 @@ class ConfigError(MeshError):
 
 
 class UnknownService(MeshError):
-    """The name is not a service of this mesh. `suggestions`: known names that look like it."""
+    """The name is not a service of this mesh. `detail`: why, where it is not simply missing from the policy.
+    `suggestions`: known names that look like it.
+    """
 
     kind = "unknown_service"
 
     def __init__(self, service: str, detail: str = "", suggestions: Sequence[str] = ()) -> None:
-        self.service, self.suggestions = service, tuple(suggestions)
+        self.service, self.detail, self.suggestions = service, detail, tuple(suggestions)
         hint = f" (did you mean {' or '.join(repr(s) for s in suggestions)}?)" if suggestions else ""
         super().__init__(f"service {service!r} {detail or 'is not in the policy of this mesh'}{hint}")
 

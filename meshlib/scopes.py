@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 from .call import FOREVER, Call, Reply
 from .destination import bind
-from .errors import IdentityError, TransportError, UnknownService
+from .errors import IdentityError, MeshError, TransportError, UnknownService
 from .plan import BackendPlan, ServicePlan
 from .runtime.blocking import BlockingRuntime
 from .runtime.event_loop import EventLoopRuntime
@@ -50,7 +50,7 @@ class Owner(Protocol):
     def patience_s(self) -> float:
         """How long a first call may wait for its service to arrive, in seconds."""
 
-    def unknown(self, given: str) -> UnknownService:
+    def unknown(self, given: str) -> MeshError:
         """Why a service that was waited for has not arrived."""
 
     def client_tls(self, service: str) -> ClientTls:
@@ -243,6 +243,6 @@ def _other_protocol(service: str, speaks: str, asked: str) -> Service:
 
 def _refuse(error: UnknownService) -> Service:
     async def refuse(call: Call) -> Reply:
-        raise UnknownService(error.service, suggestions=error.suggestions)
+        raise UnknownService(error.service, error.detail, error.suggestions)
 
     return refuse

@@ -21,6 +21,7 @@ from .plan import ServicePlan
 
 if TYPE_CHECKING:
     from .config import MeshConfig
+    from .config.questions import Question
     from .learned import Learned
     from .runtime import Lock
 
@@ -42,7 +43,8 @@ class Snapshot:
     """`service`: who we are, canonical. `lock` guards `learned`; `compiled()` is called, under it, after a new plan.
 
     `known`: the services of which it is known whether they exist; None: the configuration is the whole policy.
-    `asked`: is told of what is looked up, so that it is followed. `before`: the snapshot whose plans are kept where
+    `asked`: is told of what is looked up, so that it is followed. `resolve`: is told what name servers are to be asked
+    because of it; None: nobody asks them, and no call waits for it. `before`: the snapshot whose plans are kept where
     nothing that they were made of has changed. `strict`, `max_request_body` (bytes): what the configuration says of
     this service as a server.
     """
@@ -51,14 +53,15 @@ class Snapshot:
         "_asked",
         "_before",
         "_compiled",
-        "_known",
         "_learned",
         "_lock",
         "_namespace",
         "_plans",
+        "_resolve_names",
         "_resolved",
         "_service",
         "config",
+        "known",
         "max_request_body",
         "strict",
         "version",
@@ -74,9 +77,10 @@ class Snapshot:
         known: Collection[str] | None = None,
         asked: Callable[[Collection[str]], None] | None = None,
         before: Snapshot | None = None,
+        resolve: Callable[[Collection[Question]], None] | None = None,
     ) -> None:
-        self._asked, self._before = asked, before
-        self.config, self.version, self._known = config, config.version_number, known
+        self._asked, self._before, self._resolve_names = asked, before, resolve
+        self.config, self.version, self.known = config, config.version_number, known
         own = effective(config, service)
         self.strict, self.max_request_body = own.mtls == "strict", own.limits.max_request_body
         self._service, self._namespace = service, service.partition(".")[2]
@@ -105,11 +109,11 @@ class Snapshot:
 
     def arriving(self, given: str) -> list[str]:
         """The services, canonical, of which it must be known whether they exist before `given` can be called."""
-        if self._known is None:
+        if self.known is None:
             return []
         unknown = []
         for name in candidates(given, self._namespace):
-            if name not in self._known:
+            if name not in self.known:
                 unknown.append(name)
             elif name in self.config.services:
                 break
@@ -125,11 +129,35 @@ class Snapshot:
             if self.arriving(given):
                 return ARRIVING
             service = self._canonical(given)
-            plan = self._unknown(given) if service is None else self._plan_of(service)
+            if service is not None and self._awaits_names(service):
+                return ARRIVING
+            plan = self._unknown(given) if service is None else self._nowhere(service) or self._plan_of(service)
             if len(self._resolved) >= NAMES_MAX:
                 del self._resolved[next(iter(self._resolved))]
             self._resolved[given] = plan
             return plan
+
+    def _awaits_names(self, service: str) -> bool:
+        """Ask for the names of a service and of what its routes name; is one without an endpoint until they answer?"""
+        awaits = False
+        if self._resolve_names is not None:
+            for name in (service, *self.config.route_targets(service)):
+                if questions := self.config.questions(name):
+                    self._resolve_names(questions)
+                    unheard = any(self.config.resolved(question) is None for question in questions)
+                    awaits |= unheard and not self.config.endpoints(name)
+        return awaits
+
+    def _nowhere(self, service: str) -> UnknownService | None:
+        """Why a service does not exist whose names do not."""
+        config = self.config
+        answers = [config.resolved(question) for question in config.questions(service)]
+        if not answers or config.endpoints(service) or config.has_registry(service) or config.route_targets(service):
+            return None
+        if not all(answer is not None and answer.missing for answer in answers):
+            return None
+        names = ", ".join(map(str, config.questions(service)))
+        return UnknownService(service, f"has no endpoint: there is no such name ({names})")
 
     def _canonical(self, given: str) -> str | None:
         if given.startswith(GATEWAY):

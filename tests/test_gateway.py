@@ -3,67 +3,34 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import AsyncIterator, Callable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from http_backend import HttpBackend, body_of, respond
 
 from meshlib import Mesh
 from meshlib.gateway import Gateway, GatewayHost, Outside
 from meshlib.transport.asgi import MeshAsgi
 
 
-class Backend:
+class Backend(HttpBackend):
     """Echoes; notes what it got. `script`: statuses to answer first."""
 
     def __init__(self, name: str) -> None:
+        super().__init__(self._answer)
         self.name, self.asked, self.script = name, [], []  # type: str, list[Any], list[int]
-        backend = self
 
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do(self) -> None:
-                body = self._body()
-                backend.asked.append((self.command, self.path, {k.lower(): v for k, v in self.headers.items()}, body))
-                status = backend.script.pop(0) if backend.script else 200
-                answer = f"{backend.name}:{body.decode()}".encode()
-                self.send_response(status)
-                self.send_header("content-length", str(len(answer)))
-                self.send_header("x-own", "1")
-                self.send_header("connection", "keep-alive, x-hop")
-                self.send_header("x-hop", "1")
-                self.end_headers()
-                if self.command != "HEAD":
-                    self.wfile.write(answer)
-
-            def _body(self) -> bytes:
-                if self.headers.get("transfer-encoding") != "chunked":
-                    return self.rfile.read(int(self.headers.get("content-length", 0)))
-                body = b""
-                while size := int(self.rfile.readline(), 16):
-                    body += self.rfile.read(size)
-                    self.rfile.readline()
-                self.rfile.readline()
-                return body
-
-            do_GET = do_POST = do_PUT = do_HEAD = do_OPTIONS = do
-
-            def log_message(self, *_arguments: Any) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.daemon_threads = True
-        self.port = self.server.server_address[1]
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-
-    def close(self) -> None:
-        self.server.shutdown()
-        self.server.server_close()
+    def _answer(self, handler: BaseHTTPRequestHandler) -> None:
+        body = body_of(handler)
+        fields = {key.lower(): value for key, value in handler.headers.items()}
+        self.asked.append((handler.command, handler.path, fields, body))
+        status = self.script.pop(0) if self.script else 200
+        hops = {"x_own": "1", "connection": "keep-alive, x-hop", "x_hop": "1"}
+        respond(handler, status, f"{self.name}:{body.decode()}".encode(), **hops)
 
 
 LISTENERS = [{"name": "web", "port": 80, "hostname": "*.shop.example"}]

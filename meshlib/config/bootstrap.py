@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import ipaddress
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
 
-from .endpoints import Labels, ListenAddress, Weight, Zone, parse_address
+from .endpoints import ADDRESS_SCHEMA, Labels, ListenAddress, Weight, Zone, parse_address
 from .fields import Duration, NotEmpty, Section, Share
 from .units import DURATION_PATTERN, format_duration, parse_duration, quoted
 
 BOOTSTRAP = (
-    "mesh", "trust_domain", "control", "identity", "policy_source", "ca", "state_dir", "admin", "instance", "telemetry",
+    "mesh", "trust_domain", "control", "identity", "policy_source", "ca", "state_dir", "admin", "instance", "dns",
+    "telemetry",
 )  # fmt: skip
 """The fields that a process reads once. The others, `defaults`, `services` and `gateways`, are the policy."""
 
 URLS_MAX = 16
 """URLs of the config service; one more is refused."""
+
+NAMESERVERS_MAX = 8
+"""Name servers; one more is refused. A lookup has time for a few."""
 
 _URL_SCHEMA = {"type": "string", "pattern": r"^https://(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+):[0-9]{1,5}$"}
 
@@ -55,6 +60,17 @@ def _from_to(shortest: str, longest: str) -> BeforeValidator:
 
     return BeforeValidator(check)
 
+
+def _nameserver(value: Any) -> str:
+    host, _ = parse_address(value)
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        raise ValueError(f"must be an IP address with a port, such as 127.0.0.1:53, not {quoted(value)}") from None
+    return str(value)
+
+
+Nameserver = Annotated[str, BeforeValidator(_nameserver), WithJsonSchema(ADDRESS_SCHEMA)]
 
 _DURATION_SCHEMA = WithJsonSchema({"type": "string", "pattern": DURATION_PATTERN})
 
@@ -125,6 +141,14 @@ class Instance(Section):
     zone: Zone = Field(default="", description="Where it runs, such as eu-1a.")
     weight: Weight = Field(default=1, description="Relative share of the calls, from 1 to 128 (Envoy). Built-in: 1.")
     labels: Labels = Field(default={}, description="What subsets select by.")
+
+
+class Dns(Section):
+    """The name servers. Search domains are those of the system; /etc/hosts is not read."""
+
+    nameservers: Annotated[tuple[Nameserver, ...], Field(max_length=NAMESERVERS_MAX)] = Field(
+        default=(), description="host:port of each, as IP addresses. Built-in: those of the system, port 53."
+    )
 
 
 class Tracing(Section):

@@ -20,6 +20,7 @@ from .model import MeshConfig, number_of
 from .problems import Finding, Path, config_error
 from .reader import MAX_BYTES, Document, read
 from .schema import validate
+from .sources import assembled, part_of
 from .units import quoted
 
 
@@ -121,11 +122,10 @@ def _endpoint_file(path: pathlib.Path, shown: str) -> _EndpointFile:
 def _place_endpoints(config: MeshConfig, name: str, files: Mapping[Path, _EndpointFile]) -> None:
     sources = config.services[name].endpoints
     base: Path = ("services", config.written(name), "endpoints")
-    by_source = [tuple(_endpoints(source, files.get((*base, at)))) for at, source in enumerate(sources)]
-    config._endpoints[name] = sum(by_source, ())
-    for at, source in enumerate(sources):
-        if source.registry is not None:
-            config._around_registry[name] = sum(by_source[:at], ()), sum(by_source[at:], ())
+    parts = [part_of(source, tuple(_endpoints(source, files.get((*base, at))))) for at, source in enumerate(sources)]
+    config._endpoints[name] = assembled(parts, (), {})
+    if not all(isinstance(part, tuple) for part in parts):
+        config._parts[name] = tuple(parts)
 
 
 def _endpoints(source: Source, file: _EndpointFile | None) -> Iterator[Endpoint]:

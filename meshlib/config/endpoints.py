@@ -21,7 +21,9 @@ LABEL_CHARS_MAX = 256
 """Characters of a label's name, of its value, and of a zone; a longer one is refused."""
 
 _HOST = re.compile(r"(?=.{1,253}\Z)[A-Za-z0-9_]([A-Za-z0-9_-]{0,62})(\.[A-Za-z0-9_][A-Za-z0-9_-]{0,62})*\.?\Z")
-_ADDRESS_SCHEMA = {"type": "string", "pattern": r"^(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+):[0-9]{1,5}$"}
+_NAME_SCHEMA = {"type": "string", "pattern": r"^[A-Za-z0-9._-]+$"}
+ADDRESS_SCHEMA = {"type": "string", "pattern": r"^(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+):[0-9]{1,5}$"}
+"""Of `host:port` or `[ipv6]:port` in the JSON Schema."""
 
 
 def parse_address(value: Any, *, lowest_port: int = 1) -> tuple[str, int]:
@@ -81,13 +83,20 @@ def _checked(value: Any) -> str:
     return str(value)
 
 
+def _checked_name(value: Any) -> str:
+    if not isinstance(value, str) or not _HOST.match(value):
+        raise ValueError(f"must be a name such as _http._tcp.orders.internal, not {quoted(value)}")
+    return value.lower()
+
+
 def _listening(value: Any) -> str:
     parse_address(value, lowest_port=0)
     return str(value)
 
 
-Address = Annotated[str, BeforeValidator(_checked), WithJsonSchema(_ADDRESS_SCHEMA)]
-ListenAddress = Annotated[str, BeforeValidator(_listening), WithJsonSchema(_ADDRESS_SCHEMA)]
+Address = Annotated[str, BeforeValidator(_checked), WithJsonSchema(ADDRESS_SCHEMA)]
+ListenAddress = Annotated[str, BeforeValidator(_listening), WithJsonSchema(ADDRESS_SCHEMA)]
+SrvName = Annotated[str, BeforeValidator(_checked_name), WithJsonSchema(_NAME_SCHEMA)]
 Zone = Annotated[Text, AfterValidator(bounded_zone), Field(json_schema_extra={"maxLength": LABEL_CHARS_MAX})]
 Weight = Annotated[int, whole(1, 128)]
 Labels = Annotated[
@@ -124,6 +133,18 @@ class RegistrySource(Section):
     """It has no fields: what is registered with the config service under the name of the service."""
 
 
+class SrvEntry(Section):
+    """A name with SRV records, and what is known about the endpoints that they name."""
+
+    name: SrvName = Field(description="Such as _http._tcp.orders.internal.")
+    zone: Zone = Field(default="", description="Where they run, such as eu-1a.")
+    labels: Labels = Field(default={}, description="What subsets select by.")
+
+
+def _srv(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
 class Source(OneOf):
     """One source of endpoints: exactly one of the fields."""
 
@@ -132,6 +153,13 @@ class Source(OneOf):
     )
     file: Text | None = Field(
         default=None, description="A YAML or JSON file with such a list, relative to this file; an edit is picked up."
+    )
+    dns: Entry | None = Field(
+        default=None,
+        description="host:port, or a mapping with it as address: every address that the name has (A, else AAAA).",
+    )
+    srv: Annotated[SrvEntry, BeforeValidator(_srv, json_schema_input_type=SrvName | SrvEntry)] | None = Field(
+        default=None, description="A name whose SRV records say host, port, priority and weight."
     )
     registry: RegistrySource | None = Field(
         default=None, description="`{}`: what is registered with the config service; it needs `control`."

@@ -6,20 +6,22 @@ import copy
 import hashlib
 import json
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, PrivateAttr, WithJsonSchema, model_validator
 
 from meshlib.endpoint import Endpoint
 
-from .bootstrap import Admin, Ca, Control, Identity, Instance, Telemetry
+from .bootstrap import Admin, Ca, Control, Dns, Identity, Instance, Telemetry
 from .fields import CanonicalName, Label, Section, Text, TrustDomain, canonical_name, is_label
 from .gateways import Gateway
 from .problems import DICT, Path
+from .questions import Question, Resolved
 from .reader import Document
 from .services import Service
 from .settings import Settings
+from .sources import REGISTERED, Named, Part, assembled
 from .units import quoted
 
 GATEWAY = "gateway/"
@@ -57,6 +59,7 @@ class MeshConfig(Section):
     state_dir: Text = Field(default=".meshlib", description="For keys; relative to this file. Built-in: .meshlib.")
     admin: Admin = Field(default=Admin(), description="The port for probes and scrapers.")
     instance: Instance = Field(default=Instance(), description="What this process registers beside its address.")
+    dns: Dns = Field(default=Dns(), description="Whom this process asks for the names of `dns` and `srv` endpoints.")
     telemetry: Telemetry = Field(default=Telemetry(), description="What is recorded about calls.")
     defaults: Settings = Field(default=Settings(), description="For every service that does not say it itself.")
     services: dict[CanonicalName, Service] = Field(
@@ -67,7 +70,9 @@ class MeshConfig(Section):
     _document: Document = PrivateAttr(default_factory=lambda: Document(DICT))
     _written: dict[str, str] = PrivateAttr(default_factory=dict)
     _endpoints: dict[str, tuple[Endpoint, ...]] = PrivateAttr(default_factory=dict)
-    _around_registry: dict[str, tuple[tuple[Endpoint, ...], tuple[Endpoint, ...]]] = PrivateAttr(default_factory=dict)
+    _parts: dict[str, tuple[Part, ...]] = PrivateAttr(default_factory=dict)
+    _registered: dict[str, tuple[Endpoint, ...]] = PrivateAttr(default_factory=dict)
+    _resolved: Mapping[Question, Resolved] = PrivateAttr(default_factory=dict)
     _file_entries: dict[Path, list[Any]] = PrivateAttr(default_factory=dict)
     _files: tuple[pathlib.Path, ...] = PrivateAttr(default=())
     _directory: pathlib.Path = PrivateAttr(default_factory=pathlib.Path.cwd)
@@ -137,13 +142,22 @@ class MeshConfig(Section):
     def endpoints(self, service: str) -> tuple[Endpoint, ...]:
         """All endpoints of a service (canonical name), in the order of its sources.
 
-        Those of its `registry` source are what `with_registered` gave; without that it is empty.
+        Those of its `registry` source are what `with_registered` gave, those of `dns` and `srv` what `with_resolved`
+        did; without that they are empty.
         """
         return self._endpoints.get(service, ())
 
     def has_registry(self, service: str) -> bool:
         """Has a service (canonical name) a `registry` source?"""
-        return service in self._around_registry
+        return any(part is REGISTERED for part in self._parts.get(service, ()))
+
+    def questions(self, service: str) -> tuple[Question, ...]:
+        """What name servers are asked for the endpoints of a service (canonical name)."""
+        return tuple(part.question for part in self._parts.get(service, ()) if isinstance(part, Named))
+
+    def resolved(self, question: Question) -> Resolved | None:
+        """What `with_resolved` gave for a question."""
+        return self._resolved.get(question)
 
     def with_registered(self, endpoints: Mapping[str, tuple[Endpoint, ...]]) -> MeshConfig:
         """The same configuration, in which the `registry` source of a service has these, by canonical name, and that of
@@ -152,13 +166,24 @@ class MeshConfig(Section):
         An address that several sources have, or one has twice, counts once: the first. What is given for a service
         without a `registry` source is left out. Nothing is checked again; it is cheap, and may be done at every change.
         """
-        given = {name: endpoints[name] for name in sorted(self._around_registry) if endpoints.get(name)}
-        config = self.model_copy()
-        config._endpoints = dict(self._endpoints)
-        for name, (before, after) in self._around_registry.items():
-            config._endpoints[name] = _each_once((*before, *given.get(name, ()), *after))
+        given = {
+            name: endpoints[name] for name in sorted(self._parts) if endpoints.get(name) and self.has_registry(name)
+        }
+        config = self._with(given, self._resolved)
         registered = [[name, [_content(endpoint) for endpoint in found]] for name, found in given.items()]
         config._version_number = number_of([self._policy_number, registered]) if given else self._policy_number
+        return config
+
+    def with_resolved(self, answers: Mapping[Question, Resolved]) -> MeshConfig:
+        """The same configuration, of the same version, in which `dns` and `srv` sources have these, and others none."""
+        return self._with(self._registered, answers)
+
+    def _with(self, registered: dict[str, tuple[Endpoint, ...]], resolved: Mapping[Question, Resolved]) -> MeshConfig:
+        config = self.model_copy()
+        config._registered, config._resolved = registered, resolved
+        config._endpoints = dict(self._endpoints)
+        for name, parts in self._parts.items():
+            config._endpoints[name] = assembled(parts, registered.get(name, ()), resolved)
         return config
 
     def raw_policy(self) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
@@ -193,13 +218,6 @@ def resolve(known: Mapping[str, Any], name: str, namespace: str) -> str | None:
 def number_of(content: Any) -> int:
     """48 bits of SHA-256 of plain data."""
     return int.from_bytes(hashlib.sha256(json.dumps(content, sort_keys=True).encode()).digest()[:6])
-
-
-def _each_once(endpoints: Iterable[Endpoint]) -> tuple[Endpoint, ...]:
-    found: dict[tuple[str, int], Endpoint] = {}
-    for endpoint in endpoints:
-        found.setdefault((endpoint.host, endpoint.port), endpoint)
-    return tuple(found.values())
 
 
 def _content(of: Endpoint) -> list[Any]:

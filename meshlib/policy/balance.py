@@ -5,14 +5,16 @@ Envoy choice_count 2). Where weights differ, a weight is drawn first and the two
 share whatever the loads (Finagle's traffic distributor). `round_robin` starts anywhere, so that clients do not march
 together. Nodes that may not be picked are passed over; a retry prefers endpoints that the call has not tried (Envoy
 `previous_hosts`); when none is left the error says why for each. A call of a session goes to the session's endpoint
-while that may be picked and the call has not tried it.
+while that may be picked and the call has not tried it. Nodes of a later priority are drawn from only while none of an
+earlier one is left (RFC 2782).
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..call import Attempt, Call, Reply
@@ -33,6 +35,7 @@ ALIKE = 1.5
 equals (docs/adr/0011-alike-loads.md)."""
 STALL_S = 0.1
 """A deadline that is noticed this much too late says that our own loop or thread stood still, not the endpoint."""
+_NOTHING: Mapping[str, str] = MappingProxyType({})
 _ALONE = ("drawn by weight, no other endpoint has this one's",)
 _SESSION = ("its session's endpoint",)
 
@@ -42,6 +45,7 @@ class Cluster:
 
     Every method runs under `lock`. `full_attempt_s`: an attempt that timed out sooner than this was cut short by the
     caller, and says nothing about the endpoint; so was a connect that was given less than `connect_timeout_s`.
+    `why_empty`: by source, why it has no endpoints.
     """
 
     def __init__(
@@ -52,9 +56,12 @@ class Cluster:
         outlier: OutlierPolicy,
         lock: Lock,
         connect_timeout_s: float = 1.0,
+        why_empty: Mapping[str, str] = _NOTHING,
     ) -> None:
+        self.why_empty = why_empty
         self.connect_timeout_s = connect_timeout_s
         self.service, self.nodes, self.policy, self.outlier, self.lock = service, tuple(nodes), policy, outlier, lock
+        self._priorities = len({node.endpoint.priority for node in self.nodes}) > 1
         weights = [node.endpoint.weight for node in self.nodes]
         self._cumulative = tuple(accumulate(weights)) if len(set(weights)) > 1 else ()
         self._by_key = {node.key: node for node in self.nodes}
@@ -75,7 +82,7 @@ class Cluster:
             kept = self._by_key.get(preferred)
             if kept is not None and kept.admits(now) and all(attempt.key != preferred for attempt in tried):
                 return kept, _SESSION
-        if not tried and len(self.nodes) > 1:
+        if not tried and len(self.nodes) > 1 and not self._priorities:
             picked = self._choose(self.nodes, now, rng)
             if picked[0].admits(now):
                 return picked
@@ -87,9 +94,14 @@ class Cluster:
         if not eligible:  # better one that answers badly than none: what else is there cannot be connected to
             eligible = [node for node in self.nodes if node.last_resort(now)]
         if not eligible:
-            raise NoHealthyEndpoint(self.service, {n.endpoint.address: n.why_not(now) for n in self.nodes})
+            why = {n.endpoint.address: n.why_not(now) for n in self.nodes} or dict(self.why_empty)
+            raise NoHealthyEndpoint(self.service, why)
         seen = {attempt.endpoint.address for attempt in tried}
-        return [node for node in eligible if node.endpoint.address not in seen] or eligible
+        eligible = [node for node in eligible if node.endpoint.address not in seen] or eligible
+        if self._priorities:
+            first = min(node.endpoint.priority for node in eligible)
+            eligible = [node for node in eligible if node.endpoint.priority == first]
+        return eligible
 
     # The four ways to choose. Each gets at least two nodes.
 

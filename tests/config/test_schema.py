@@ -70,7 +70,7 @@ def service(text: str) -> str:
         (HEAD + "services: {a.b.c: {}}\n", "3:12: services.a.b.c: 'a.b.c' is not a service name: write name or name.namespace in lower-case letters, digits and hyphens"),
         (service("protocol: smtp"), "5:15: services.a.protocol: 'smtp' is not one of http, grpc"),
         (service("allow_routes_from: [gateway/edge]"), "5:25: services.a.allow_routes_from[0]: 'gateway/edge' is not a gateway of this file"),
-        (service("endpoints: [{}]"), "5:17: services.a.endpoints[0]: must have exactly one of static, file, registry"),
+        (service("endpoints: [{}]"), "5:17: services.a.endpoints[0]: must have exactly one of static, file, dns, srv, registry"),
         (service("endpoints: [{registry: shop}]\ncontrol: {urls: ['https://c:1']}"), "5:28: services.a.endpoints[0].registry: must be a mapping of fields, not 'shop'"),
         (service("endpoints: [{registry: {tag: v1}}]\ncontrol: {urls: ['https://c:1']}"), "5:29: services.a.endpoints[0].registry.tag: unknown field"),
         (service("control: {}"), "5:5: services.a.control: unknown field"),

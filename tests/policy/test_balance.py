@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
+from contextlib import nullcontext
 
 import pytest
 
@@ -363,3 +364,33 @@ def test_a_cancelled_probe_is_free_again():
     with pytest.raises(asyncio.CancelledError):
         asyncio.run(balance(Call("svc", "GET", b"/")))
     assert node.state(100.0) == "probation"
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("weights", [(1, 1, 1, 1), (1, 3, 1, 3)])
+def test_a_later_priority_takes_what_no_earlier_one_can(policy, weights):
+    """Two of priority 0, two of 1: the later ones are drawn from only while no earlier one may be picked."""
+    outlier = OutlierPolicy()
+    nodes = [Node(Endpoint(f"n{i}", 80, weight=weight, priority=i // 2), outlier) for i, weight in enumerate(weights)]
+    made, chance = Cluster("svc", nodes, policy, outlier, nullcontext()), rng()
+    assert {made.pick(0.0, chance)[0] for _ in range(200)} == set(nodes[:2])
+    nodes[0].unreachable(0.0, chance, 0, proof=True, cause=None)
+    assert {made.pick(0.0, chance)[0] for _ in range(50)} == {nodes[1]}
+    nodes[1].unreachable(0.0, chance, 0, proof=True, cause=None)
+    assert {made.pick(0.0, chance)[0] for _ in range(200)} == set(nodes[2:])
+
+
+def test_a_retry_tries_a_later_priority_before_the_same_endpoint_again():
+    """One that the call has not tried comes first, whatever its priority."""
+    outlier = OutlierPolicy()
+    nodes = [Node(Endpoint(f"n{i}", 80, priority=i), outlier) for i in range(2)]
+    made, chance = Cluster("svc", nodes, "peak_ewma", outlier, nullcontext()), rng()
+    tried = [Attempt(1, nodes[0].endpoint, (), 0.0, nodes[0].key)]
+    assert made.pick(0.0, chance, tried)[0] is nodes[1]
+
+
+def test_a_cluster_without_nodes_says_why():
+    """What the sources of the service say."""
+    made = Cluster("svc", (), "peak_ewma", OutlierPolicy(), nullcontext(), why_empty={"dns a.test": "SERVFAIL"})
+    with pytest.raises(NoHealthyEndpoint, match=r"dns a\.test: SERVFAIL"):
+        made.pick(0.0, rng())

@@ -10,12 +10,13 @@ import asyncio
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
+from http_backend import HttpBackend, body_of, respond
 
 from meshlib import Mesh
 from meshlib.errors import DeadlineExceeded
@@ -159,34 +160,17 @@ class Backends:
         return left.pop(0) if left else 200
 
 
-class HttpBackend:
-    def __init__(self, name: str, backends: Backends) -> None:
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
+def http_backend(name: str, backends: Backends) -> HttpBackend:
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        body_of(handler)
+        status = backends.asked_by(name, {key.lower(): value for key, value in handler.headers.items()})
+        if status:
+            respond(handler, status, name.encode())
+        else:
+            backends.released.wait(10)
+            handler.close_connection = True
 
-            def do_POST(self) -> None:
-                self.rfile.read(int(self.headers.get("content-length", 0)))
-                status = backends.asked_by(name, {key.lower(): value for key, value in self.headers.items()})
-                if not status:
-                    backends.released.wait(10)
-                    self.close_connection = True
-                    return
-                self.send_response(status)
-                self.send_header("content-length", "1")
-                self.end_headers()
-                self.wfile.write(name.encode())
-
-            def log_message(self, *_arguments: Any) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.daemon_threads = True
-        self.port = self.server.server_address[1]
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-
-    def close(self) -> None:
-        self.server.shutdown()
-        self.server.server_close()
+    return HttpBackend(answer)
 
 
 class ScriptedEcho(Echo):
@@ -306,7 +290,7 @@ def test_a_policy_does_the_same_whichever_way_it_is_called(name: str, way: str, 
     protocol, run = WAYS[way]
     backends = Backends(row)
     if protocol == "http":
-        servers = [HttpBackend(name, backends) for name in "ab"]
+        servers = [http_backend(name, backends) for name in "ab"]
         try:
             answers = run(tmp_path, [server.port for server in servers], row)
         finally:
