@@ -61,6 +61,11 @@ class ServerHost:
         return self._engine.service
 
     @property
+    def trust_domain(self) -> str:
+        """That of every identity of this mesh."""
+        return self._engine.trust_domain
+
+    @property
     def strict(self) -> bool:
         """Only callers with a verified identity are served."""
         return self._engine.strict

@@ -38,6 +38,7 @@ class FakeHost:
         self, tls: str | None = None, max_request_body: int = 1000, max_concurrency: int | None = None
     ) -> None:
         self.name, self.strict, self.draining = "orders.default", tls == "strict", False
+        self.trust_domain = "shop.dev"
         self.loopback_only = False
         self.max_request_body, self.max_concurrency = max_request_body, max_concurrency
         self.now = time.monotonic

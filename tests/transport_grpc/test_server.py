@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -14,6 +15,7 @@ from grpc import aio
 import meshlib
 from meshlib import Mesh
 from meshlib.errors import DeadlineExceeded, NoHealthyEndpoint
+from meshlib.transport.grpc.server import _peer as peer_of_context
 
 from .echo import SERVICE
 from .test_aio_channel import method
@@ -219,3 +221,45 @@ def test_strict_serves_nobody_without_an_identity(kind: str, tmp_path: Path) -> 
 
     assert serve(kind, tmp_path, handlers, talk, mtls="strict") is grpc.StatusCode.UNAUTHENTICATED
     assert handlers.seen == []
+
+
+def test_a_handler_that_is_not_async_is_refused_by_an_aio_server(tmp_path: Path) -> None:
+    """Its refusals would be lost: the caller gets an error, and the handler does not run."""
+    ran = []
+
+    def unary_unary(request: bytes, _context: Any) -> bytes:
+        ran.append(request)
+        return request
+
+    mesh = Mesh("echo", document(tmp_path))
+
+    async def main() -> grpc.StatusCode:
+        async with mesh:
+            server = aio.server(interceptors=mesh.grpc_interceptors())
+            made = {"UnaryUnary": grpc.unary_unary_rpc_method_handler(unary_unary)}
+            server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, made),))
+            port = server.add_insecure_port("127.0.0.1:0")
+            await server.start()
+            async with aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+                with pytest.raises(grpc.RpcError) as caught:
+                    await channel.unary_unary(f"/{SERVICE}/UnaryUnary")(b"x", timeout=5)
+            await server.stop(None)
+            return caught.value.code()
+
+    assert asyncio.run(main()) not in (grpc.StatusCode.OK, grpc.StatusCode.DEADLINE_EXCEEDED)
+    assert ran == []
+
+
+@pytest.mark.parametrize(
+    ("uri", "peer"),
+    [
+        (b"spiffe://shop.dev/ns/default/sa/orders", "spiffe://shop.dev/ns/default/sa/orders"),
+        (b"spiffe://other.dev/ns/default/sa/orders", None),
+        (b"nonsense", None),
+    ],
+)
+def test_a_peer_is_one_of_this_mesh(uri: bytes, peer: str | None) -> None:
+    """An id of another trust domain is nobody's, whatever roots the credentials of a server have."""
+    context = SimpleNamespace(auth_context=lambda: {"peer_spiffe_id": [uri]})
+    found = peer_of_context(context, "shop.dev")
+    assert (None if found is None else str(found)) == peer

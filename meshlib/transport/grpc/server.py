@@ -11,6 +11,7 @@ import functools
 import inspect
 import json
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -23,7 +24,7 @@ from ...identity.spiffe import SpiffeId
 from ...runtime.blocking import drive
 from ...served import SERVED
 from ..asgi import remote_trace
-from ..headers import read_served, sift
+from ..headers import NO_RETRY, read_served, sift
 from ..refusal import Refusal, refusal_of, refuse
 from .errors import CODES
 from .metadata import PREVIOUS_ATTEMPTS
@@ -97,7 +98,7 @@ class _Interceptor:
             if isinstance(value, str)
         ]
         sifted = sift(fields)
-        served = read_served(sifted.mesh, _peer(context), host.now)
+        served = read_served(sifted.mesh, _peer(context, host.trust_domain), host.now)
         left = context.time_remaining()
         if left is not None and left < NO_DEADLINE_S:
             served.deadline = min(served.deadline, host.now() + left)
@@ -110,14 +111,29 @@ class _Interceptor:
         call.trace = remote_trace(call)
         return call, served
 
-    def _nobody(self, served: Served) -> Refusal | None:
+    async def _through(self, method: str, running: _Running) -> Refusal | None:
+        """Serve a call through the server stack; what the mesh answers instead of its handler."""
+        call, served = self._begin(method, running)
         if self.host.strict and served.peer is None:
             return refuse(401, "identity", "this service asks its callers for an identity of the mesh")
+        token = SERVED.set(served)
+        try:
+            assert self._service is not None
+            await self._service(call)
+        except MeshError as error:
+            refusal = refusal_of(error)
+            if refusal.status >= 500 and served.spent:
+                return replace(refusal, headers=(*refusal.headers, (NO_RETRY, b"1")))
+            return refusal
+        finally:
+            SERVED.reset(token)
         return None
 
 
 class AioInterceptor(_Interceptor, aio.ServerInterceptor):
-    """For grpc.aio.server(interceptors=[…]). Handlers are `async def`."""
+    """For grpc.aio.server(interceptors=[…]). Handlers are `async def`; TypeError for one that is not, at its first call:
+    grpc.aio would run it in a thread, where what the mesh refuses is lost.
+    """
 
     async def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
         """The handler of a method, behind the server stack."""
@@ -127,21 +143,14 @@ class AioInterceptor(_Interceptor, aio.ServerInterceptor):
         if self._service is None:
             await self.host.startup()
             self._service = self.host.server_service(_run)
-        return _wrapped(handler, functools.partial(self._serve, handler_call_details.method, _behavior(handler)))
+        method, behavior = handler_call_details.method, _behavior(handler)
+        if not _is_async(behavior):
+            raise TypeError(f"the handler of {method} on a grpc.aio server must be `async def`")
+        return _wrapped(handler, functools.partial(self._serve, method, behavior))
 
     async def _serve(self, method: str, behavior: Any, request: Any, context: Any) -> Any:
         running = _Running(behavior, request, context, context.write)
-        call, served = self._begin(method, running)
-        refusal = self._nobody(served)
-        token = SERVED.set(served)
-        try:
-            if refusal is None:
-                assert self._service is not None
-                await self._service(call)
-        except MeshError as error:
-            refusal = refusal_of(error)
-        finally:
-            SERVED.reset(token)
+        refusal = await self._through(method, running)
         if refusal is not None:
             await context.abort(*_abortion(refusal))
         if running.aborted is not None:
@@ -183,17 +192,7 @@ class BlockingInterceptor(_Interceptor, grpc.ServerInterceptor):
             own.run(work.close)
 
     async def _serve(self, method: str, running: _Running) -> None:
-        call, served = self._begin(method, running)
-        refusal = self._nobody(served)
-        token = SERVED.set(served)
-        try:
-            if refusal is None:
-                assert self._service is not None
-                await self._service(call)
-        except MeshError as error:
-            refusal = refusal_of(error)
-        finally:
-            SERVED.reset(token)
+        refusal = await self._through(method, running)
         if refusal is not None:
             code, details, trailing = _abortion(refusal)
             running.context.set_trailing_metadata(trailing)
@@ -227,12 +226,26 @@ def _wrapped(handler: Any, behavior: Any) -> Any:
     return make(behavior, handler.request_deserializer, handler.response_serializer)
 
 
-def _peer(context: Any) -> SpiffeId | None:
+def _is_async(behavior: Any) -> bool:
+    """Is it `async def`, also as a method, a partial, or an object that is called?"""
+    while isinstance(behavior, functools.partial):
+        behavior = behavior.func
+    return any(
+        inspect.iscoroutinefunction(each) or inspect.isasyncgenfunction(each)
+        for each in (behavior, getattr(behavior, "__call__", None))  # noqa: B004 - the method itself is looked at
+    )
+
+
+def _peer(context: Any, trust_domain: str) -> SpiffeId | None:
+    """Who the caller has proved to be; nobody where it is of another mesh, whatever roots the server's credentials
+    have.
+    """
     for uri in context.auth_context().get("peer_spiffe_id", ()):
         try:
-            return SpiffeId.parse(uri.decode("ascii"))
+            peer = SpiffeId.parse(uri.decode("ascii"))
         except ValueError:
             return None
+        return peer if peer.trust_domain == trust_domain else None
     return None
 
 
