@@ -131,7 +131,7 @@ class _Interceptor:
 
 
 class AioInterceptor(_Interceptor, aio.ServerInterceptor):
-    """For grpc.aio.server(interceptors=[…]). Handlers are `async def`; TypeError for one that is not, at its first call:
+    """For grpc.aio.server(interceptors=[…]). Handlers are `async def`; TypeError for one that is not:
     grpc.aio would run it in a thread, where what the mesh refuses is lost.
     """
 
