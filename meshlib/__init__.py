@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     )
     from .explanation import Explanation, explain
     from .identity.spiffe import SpiffeId
+    from .interop.conversion import Conversion, convert
     from .mesh import Mesh
     from .served import Served, current
 
@@ -41,6 +42,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "ConfigError": "errors",
+    "Conversion": "interop.conversion",
     "DeadlineExceeded": "errors",
     "Explanation": "explanation",
     "IdentityError": "errors",
@@ -55,6 +57,7 @@ _HOMES = {
     "SpiffeId": "identity.spiffe",
     "TransportError": "errors",
     "UnknownService": "errors",
+    "convert": "interop.conversion",
     "current": "served",
     "explain": "explanation",
     "load_config": "config",
@@ -62,6 +65,7 @@ _HOMES = {
 
 __all__ = [
     "ConfigError",
+    "Conversion",
     "DeadlineExceeded",
     "Explanation",
     "IdentityError",
@@ -77,6 +81,7 @@ __all__ = [
     "TransportError",
     "UnknownService",
     "__version__",
+    "convert",
     "current",
     "explain",
     "load_config",

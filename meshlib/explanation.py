@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from .call import Call, HeaderEdit, Reply
 from .compilation import routes_of
@@ -26,6 +27,9 @@ from .translation import answer, header_modifier, listeners_of, url_rewrite
 if TYPE_CHECKING:
     from .config.routes import Backend as WrittenBackend
     from .config.routes import Route as WrittenRoute
+
+ANY_HOST = "localhost"
+"""The host of a request at a gateway that names none."""
 
 HeaderValues = Mapping[str, str | Sequence[str]]
 
@@ -127,19 +131,20 @@ def explain(
     """What would happen to this call to `service`, or, without one, to this request at a gateway.
 
     Header values: text, or a list of texts. `path` may have a query. `source`: the caller's name; its namespace is
-    where a bare `service` is looked for first, and `from` of a route is about it. `gateway`: its name, where there are
-    several; `port`: the listener's, None for any. A predicate is not run: it takes nothing. Raises ConfigError, and
-    UnknownService where the policy has no such service or gateway.
+    where a bare `service` is looked for first, and `from` of a route is about it. `gateway`: its name, where there
+    are several; `port`: the listener's; else that of `host` where a listener has it, else any. A predicate is not
+    run: it takes nothing. Raises ConfigError, and UnknownService where the policy has no such service or gateway.
     """
     mesh = config_of(config)
     caller = source or "anonymous"
     namespace = caller.partition(".")[2] or "default"
     owner = _service(mesh, service, namespace) if service is not None else _gateway(mesh, gateway)
-    asked_host = host or service or ""
+    asked_host = host or service or ANY_HOST
     call = Call(owner, method.upper(), path.encode("latin-1"), _lines({**(headers or {}), "host": asked_host}))
     listener: Listener | None = None
     if service is None:
-        listener = listener_of(listeners_of(mesh.gateways[owner.removeprefix(GATEWAY)]), bare_host(asked_host), port)
+        listeners = listeners_of(mesh.gateways[owner.removeprefix(GATEWAY)])
+        listener = listener_of(listeners, bare_host(asked_host), port or _port_in(asked_host, listeners))
         call.listener = listener
         if listener is None:
             return _explained(mesh, owner, call, None, None)
@@ -155,6 +160,12 @@ def explain(
     table = RouteTable(routes, caller if "." in caller else mesh.canonical(caller) or f"{caller}.default")
     found = table.find(request)
     return _explained(mesh, owner, call, found, None if found is None else routes[found.route])
+
+
+def _port_in(host: str, listeners: Sequence[Listener]) -> int | None:
+    """The port of a Host where a listener has it: then it says which of them was asked."""
+    digits = host.rpartition(":")[2]
+    return next((listener.port for listener in listeners if str(listener.port) == digits), None)
 
 
 def _explained(mesh: MeshConfig, owner: str, call: Call, found: Found | None, route: Route | None) -> Explanation:
@@ -243,16 +254,13 @@ def _redirect(reply: Reply) -> dict[str, Any] | None:
     if location is None:
         return None
     text = location.decode("latin-1")
-    scheme, _, rest = text.partition("://")
-    authority, slash, path = rest.partition("/")
-    host, colon, port = authority.rpartition(":")
-    has_port = bool(colon) and port.isdigit()
+    parts = urlsplit(text)
     return {
         "location": text,
-        "scheme": scheme,
-        "hostname": host if has_port else authority,
-        "port": int(port) if has_port else None,
-        "path": slash + path.partition("?")[0],
+        "scheme": parts.scheme,
+        "hostname": parts.hostname or "",
+        "port": parts.port,
+        "path": parts.path,
         "status_code": reply.status,
     }
 

@@ -34,7 +34,7 @@ LONG_FUNCTIONS: dict[str, str] = {}
 """file:function: why it may be longer."""
 LAZY = ("grpc", "uvicorn", "starlette", "a2wsgi", "click", "rich", "opentelemetry.sdk")
 """What `import meshlib` must not load."""
-SLEEPS_ALLOWED = ("tests/transport/", "tests/process/", "tests/faults/")
+SLEEPS_ALLOWED = ("tests/transport/", "tests/process/", "tests/faults/", "tests/conformance/httproute.py")
 """Real sockets and processes; elsewhere only tests marked `process` or `faults` may sleep."""
 
 

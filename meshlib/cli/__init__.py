@@ -14,6 +14,7 @@ from .. import __version__
 from .authority import ca
 from .control import control
 from .convergence import status
+from .convert import convert
 from .demonstration import demo
 from .doctor import doctor
 from .gateway import gateway
@@ -52,5 +53,5 @@ def version(json: bool) -> None:
         click.echo(f"meshlib {__version__}, Python {platform.python_version()}")
 
 
-for command in (check, schema, explain, control, gateway, status, services, token, ca, identity, doctor, demo):
+for command in (check, schema, explain, convert, control, gateway, status, services, token, ca, identity, doctor, demo):
     meshlib.add_command(command)

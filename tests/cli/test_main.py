@@ -15,7 +15,7 @@ import meshlib as package
 from meshlib.cli import meshlib
 
 COMMANDS = [
-    ["check"], ["schema"], ["explain"], ["control"], ["status"], ["services"], ["token"], ["token", "create"],
+    ["check"], ["schema"], ["explain"], ["convert"], ["control"], ["status"], ["services"], ["token"], ["token", "create"],
     ["token", "list"], ["token", "revoke"], ["ca"], ["ca", "show"], ["ca", "rotate"], ["ca", "revoke"], ["identity"], ["gateway"],
     ["doctor"], ["demo"], ["version"], [],
 ]  # fmt: skip

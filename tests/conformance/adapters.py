@@ -448,7 +448,7 @@ CHECKS: dict[str, Callable[[Entry], bool | None]] = {
 }
 """Every name that `run` knows."""
 
-PARTS: tuple[str, ...] = ()
+PARTS: tuple[str, ...] = ("httproute",)
 """The files beside this one that answer for more names: each has `CHECKS`, as here."""
 
 

@@ -57,6 +57,7 @@ def wrong(name: str, entry: dict[str, Any]) -> dict[str, Any]:
         "misc.breaker": {"state": "nonsense"},
         "misc.envoy_backoff": {"max_exclusive_ms": entry.get("max_exclusive_ms", 0) * 2},
         "traceparent.propagation": {"expect": {"trace_id": "0" * 32, "outgoing_traceparent_valid": True}},
+        "httproute_cases.cases": {"expect": {"status": [418], "backend": None}},
         "spiffe_ids.matchers": {"match": not entry.get("match")},
     }.get(name, {"valid": not entry.get("valid")})
     return {key: value for key, value in {**entry, **opposite}.items() if value is not None}
