@@ -6,9 +6,10 @@ import re
 
 PUSHBACK = b"grpc-retry-pushback-ms"
 NEVER = -1.0
-"""What is said by a negative number, or by anything that is none."""
+"""What is said by a negative number, or by anything that is no signed 32-bit number."""
 
-_MILLISECONDS = re.compile(rb"[0-9]{1,10}").fullmatch
+_MILLISECONDS = re.compile(rb"0|[1-9][0-9]{0,9}").fullmatch
+_INT32_MAX = 2**31 - 1
 
 
 def pushback_s(value: bytes | None) -> float | None:
@@ -19,4 +20,5 @@ def pushback_s(value: bytes | None) -> float | None:
     """
     if value is None:
         return None
-    return int(value) / 1000 if _MILLISECONDS(value) else NEVER
+    valid = _MILLISECONDS(value) and int(value) <= _INT32_MAX
+    return int(value) / 1000 if valid else NEVER

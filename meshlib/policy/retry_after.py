@@ -6,8 +6,8 @@ Anything malformed is ignored, never slept for.
 from __future__ import annotations
 
 import re
-from datetime import UTC
-from email.utils import parsedate_to_datetime
+
+from .http_date import http_date_unix
 
 STATUSES = frozenset((429, 503))
 """Where it is honoured (linkerd; urllib3 adds 413)."""
@@ -26,10 +26,5 @@ def retry_after_s(value: str, status: int, now_unix: float, cap_s: float = CAP_S
         return None
     if _SECONDS(text):
         return min(cap_s, float(text))
-    if not text.endswith(" GMT"):
-        return None
-    try:
-        when = parsedate_to_datetime(text)
-    except (ValueError, IndexError, TypeError, OverflowError):
-        return None
-    return min(cap_s, max(0.0, when.replace(tzinfo=UTC).timestamp() - now_unix))
+    when = http_date_unix(text, now_unix)
+    return None if when is None else min(cap_s, max(0.0, when - now_unix))

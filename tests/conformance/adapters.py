@@ -128,6 +128,14 @@ def durations_gep2257(entry: Entry) -> bool:
     return bool(entry["valid"] and seconds * 1000 == entry["ms"] and format_duration(seconds) == entry["canonical"])
 
 
+def http_date(entry: Entry) -> bool:
+    """The three forms of RFC 9110; what else looks like a date may be taken for one or not."""
+    from meshlib.policy.http_date import http_date_unix
+
+    found = http_date_unix(entry["in"], 1.7e9)
+    return found == entry["unix"] if entry["strict_http"] else found in (None, entry["unix"])
+
+
 # traceparent.json
 
 
@@ -440,6 +448,7 @@ CHECKS: dict[str, Callable[[Entry], bool | None]] = {
     "misc.breaker": breaker,
     "misc.envoy_backoff": envoy_backoff,
     "misc.durations_gep2257": durations_gep2257,
+    "misc.http_date": http_date,
     "traceparent.traceparent_parse": traceparent_parse,
     "traceparent.propagation": propagation,
     "spiffe_ids.cases": spiffe_id,
@@ -448,7 +457,7 @@ CHECKS: dict[str, Callable[[Entry], bool | None]] = {
 }
 """Every name that `run` knows."""
 
-PARTS: tuple[str, ...] = ("httproute",)
+PARTS: tuple[str, ...] = ("httproute", "grpc_words")
 """The files beside this one that answer for more names: each has `CHECKS`, as here."""
 
 

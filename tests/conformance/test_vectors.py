@@ -23,7 +23,7 @@ def entries(name: str) -> list[dict[str, Any]]:
     if not path.exists():
         pytest.skip(f"the vectors {path.name} are not beside the project")
     found = json.loads(path.read_text())[key]
-    return found if isinstance(found, list) else found["cases"]
+    return found if isinstance(found, list) else found.get("cases", [found])
 
 
 @pytest.mark.parametrize("name", CHECKS)
@@ -52,6 +52,9 @@ def wrong(name: str, entry: dict[str, Any]) -> dict[str, Any]:
     """The same entry with the opposite expectation."""
     opposite = {
         "http_malformed.http1": {"accept": not entry.get("accept")},
+        "misc.http_date": {"unix": 1.0, "strict_http": True},
+        "grpc_vectors.pushback": {"meaning": "retry after exactly 77 ms"},
+        "grpc_vectors.status_codes": {"OK": 1},
         "misc.retry_after": {"delay_s": 12345, "accept": None},
         "misc.retry_budget": {"expect_retried": -5, "valid": entry.get("valid") is False},
         "misc.breaker": {"state": "nonsense"},
