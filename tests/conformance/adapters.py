@@ -415,7 +415,7 @@ def malformed(entry: Entry) -> bool:
     if entry["kind"] == "response":
         return line.call(data)
     before = line.seen
-    answer = line.talk(data, 0.1 if entry["accept"] else 1.0)
+    answer = line.talk(data, 0.1 if entry["accept"] else 3.0)
     untouched = line.seen == before
     alive = (line.talk(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n") or b"").endswith(b"ok")
     if entry["accept"]:
