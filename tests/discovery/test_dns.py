@@ -11,6 +11,7 @@ import pytest
 
 from meshlib.config.questions import Question
 from meshlib.discovery import dns as asking
+from meshlib.discovery import resolution
 from meshlib.discovery.dns import DnsResolver
 
 from .name_server import name_server
@@ -118,6 +119,8 @@ def test_trouble_keeps_the_addresses_and_is_told(server, asker, monkeypatch, cap
     """Once in the log; the next good answer is taken."""
     monkeypatch.setattr(asking, "LOOKUP_S", 0.4)
     monkeypatch.setattr(asking, "TRY_S", 0.1)
+    monkeypatch.setattr(resolution, "RETRY_MAX_S", 0.2)
+    monkeypatch.setattr(resolution, "TTL_MIN_S", 0.2)
     server.records["orders.test", "A"] = (0, ["127.0.0.1"])
     asker.resolver.follow([ORDERS])
     asker.until(ORDERS)
