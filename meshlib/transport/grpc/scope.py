@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 from typing import TYPE_CHECKING, Any, cast
 
 from .connections import Connections, make_aio, make_blocking
@@ -59,4 +60,9 @@ def aio_scope(scope: LoopScope, loop: asyncio.AbstractEventLoop) -> GrpcScope:
 
 def blocking_scope(scope: ThreadScope) -> GrpcScope:
     """The channels that threads share."""
-    return GrpcScope(scope, Connections(make_blocking, lambda channel: channel.close()), BlockingLeaf)
+    return GrpcScope(scope, Connections(make_blocking, _close_elsewhere), BlockingLeaf)
+
+
+def _close_elsewhere(channel: Any) -> None:
+    """In a thread of its own: the last call of a channel may end on grpc's thread, for which a close would wait."""
+    threading.Thread(target=channel.close, name="meshlib-grpc-close", daemon=True).start()
