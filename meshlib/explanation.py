@@ -6,7 +6,7 @@ import difflib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
 from .call import Call, HeaderEdit, Reply
@@ -131,27 +131,40 @@ def explain(
     """What would happen to this call to `service`, or, without one, to this request at a gateway.
 
     Header values: text, or a list of texts. `path` may have a query. `source`: the caller's name; its namespace is
-    where a bare `service` is looked for first, and `from` of a route is about it. `gateway`: its name, where there
-    are several; `port`: the listener's; else that of `host` where a listener has it, else any. A predicate is not
-    run: it takes nothing. Raises ConfigError, and UnknownService where the policy has no such service or gateway.
+    where a bare `service` is looked for first, and `from` of a route is about it; without it a bare name that one
+    namespace alone has means that one. `gateway`: its name; without it the first, in the order of the file, that takes
+    the request. `port`: the listener's; else that of `host` where a listener has it, else any. A predicate is not run:
+    it takes nothing. Raises ConfigError, and UnknownService where the policy has no such service or gateway.
     """
     mesh = config_of(config)
-    caller = source or "anonymous"
-    namespace = caller.partition(".")[2] or "default"
-    owner = _service(mesh, service, namespace) if service is not None else _gateway(mesh, gateway)
-    asked_host = host or service or ANY_HOST
-    call = Call(owner, method.upper(), path.encode("latin-1"), _lines({**(headers or {}), "host": asked_host}))
+    asked = _Asked(method.upper(), path, headers or {}, source or "anonymous", port)
+    if service is not None:
+        return _answer(mesh, _service(mesh, service, source), asked, host or service)
+    answers = [_answer(mesh, owner, asked, host or ANY_HOST) for owner in _gateways(mesh, gateway)]
+    return next((answer for answer in answers if answer.route is not None), answers[0])
+
+
+class _Asked(NamedTuple):
+    method: str
+    path: str
+    headers: HeaderValues
+    caller: str
+    port: int | None
+
+
+def _answer(mesh: MeshConfig, owner: str, asked: _Asked, host: str) -> Explanation:
+    call = Call(owner, asked.method, asked.path.encode("latin-1"), _lines({**asked.headers, "host": host}))
     listener: Listener | None = None
-    if service is None:
+    if owner.startswith(GATEWAY):
         listeners = listeners_of(mesh.gateways[owner.removeprefix(GATEWAY)])
-        listener = listener_of(listeners, bare_host(asked_host), port or _port_in(asked_host, listeners))
+        listener = listener_of(listeners, bare_host(host), asked.port or _port_in(host, listeners))
         call.listener = listener
         if listener is None:
             return _explained(mesh, owner, call, None, None)
-    routes = routes_of(mesh, owner)
+    routes, caller = routes_of(mesh, owner), asked.caller
     request = Request(
         call.method,
-        path,
+        asked.path,
         call.header,
         Predicates(lambda _sentence: None),
         service=owner,
@@ -265,22 +278,24 @@ def _redirect(reply: Reply) -> dict[str, Any] | None:
     }
 
 
-def _service(mesh: MeshConfig, service: str, namespace: str) -> str:
-    canonical = mesh.canonical(service, namespace)
-    if canonical is None:
-        close = difflib.get_close_matches(service, [n.removesuffix(".default") for n in mesh.names()], 3, 0.6)
-        raise UnknownService(service, suggestions=close)
-    return canonical
+def _service(mesh: MeshConfig, service: str, source: str | None) -> str:
+    canonical = mesh.canonical(service, (source or "").partition(".")[2] or "default")
+    if canonical is not None:
+        return canonical
+    alike = [name for name in mesh.names() if name.partition(".")[0] == service] if source is None else []
+    if len(alike) == 1:
+        return alike[0]
+    close = difflib.get_close_matches(service, [n.removesuffix(".default") for n in mesh.names()], 3, 0.6)
+    raise UnknownService(service, suggestions=close)
 
 
-def _gateway(mesh: MeshConfig, name: str | None) -> str:
-    names = sorted(mesh.gateways)
-    if name is None and len(names) == 1:
-        name = names[0]
+def _gateways(mesh: MeshConfig, name: str | None) -> list[str]:
+    if name is None and mesh.gateways:
+        return [GATEWAY + each for each in mesh.gateways]
     if name is None or name not in mesh.gateways:
-        has = f"it has {', '.join(names)}; say which" if names else "it has no gateways"
+        has = f"it has {', '.join(sorted(mesh.gateways))}" if mesh.gateways else "it has no gateways"
         raise UnknownService(GATEWAY + (name or "…"), f"is not in the policy of this mesh: {has}")
-    return GATEWAY + name
+    return [GATEWAY + name]
 
 
 def _lines(headers: HeaderValues) -> bytes:

@@ -145,11 +145,30 @@ def test_answers_of_a_gateway_itself() -> None:
 
 
 def test_which_gateway() -> None:
-    """Said by name where there are several; an unknown one is an error that names those there are."""
-    with pytest.raises(UnknownService, match="it has edge; say which"):
+    """The first that takes the request, or by its name; an unknown one is an error that names those there are."""
+    routes = {name: [{"name": name, "matches": [{"path": {"prefix": f"/{name}"}}]}] for name in ("a", "b")}
+    direct = {"direct_response": {"status": 200}}
+    gateways = {
+        name: {"listeners": [{"name": "http", "port": 80}], "routes": [{**each, **direct} for each in of]}
+        for name, of in routes.items()
+    }
+    two = {"version": 1, "mesh": "m", "gateways": gateways}
+    assert meshlib.explain(two, path="/b").route == "b"
+    assert meshlib.explain(two, path="/b", gateway="a").status == 404
+    assert meshlib.explain(two, path="/c").status == 404
+    with pytest.raises(UnknownService, match="it has edge"):
         meshlib.explain(EDGE, gateway="other")
     with pytest.raises(UnknownService, match="it has no gateways"):
         meshlib.explain({"version": 1, "mesh": "m"})
+
+
+def test_a_bare_name_of_one_namespace() -> None:
+    """Where nobody is said to call, it means the only one; a caller's namespace is never guessed."""
+    mesh = {"version": 1, "mesh": "m", "services": {"items.shop": {}, "a.x": {}, "a.y": {}}}
+    assert meshlib.explain(mesh, "items").service == "items.shop"
+    for service, source in (("items", "orders.other"), ("a", None)):
+        with pytest.raises(UnknownService):
+            meshlib.explain(mesh, service, source=source)
 
 
 def test_who_calls_decides_with_from() -> None:

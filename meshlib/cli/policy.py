@@ -79,7 +79,7 @@ def schema(json: bool) -> None:
 @click.option("--header", "headers", multiple=True, metavar="NAME=VALUE", help="A header; give it again for more.")
 @click.option("--host", help="Host of the call. Default: the service.")
 @click.option("--source", help="Who calls: `name` or `name.namespace`.")
-@click.option("--gateway", help="Which gateway, where SERVICE is left out and the file has several.")
+@click.option("--gateway", help="Which gateway, where SERVICE is left out. Default: the first that takes it.")
 @click.option("--port", type=int, help="Port of the gateway's listener. Default: any.")
 @as_json
 def explain(file: str, service: str | None, headers: tuple[str, ...], json: bool, **call: Any) -> None:

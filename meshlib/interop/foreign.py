@@ -41,7 +41,8 @@ class ForeignDocument:
 
     def error(self, path: str, message: str) -> None:
         """It cannot be used."""
-        self.problems.append((self.name, path, message))
+        if (problem := (self.name, path, message)) not in self.problems:  # a rule is read for each of its owners
+            self.problems.append(problem)
 
     def note(self, path: str, outcome: Outcome, why: str) -> None:
         """What became of a field, and of all below."""

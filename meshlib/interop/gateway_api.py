@@ -11,9 +11,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
-from ..config.units import format_duration
+from ..config.builtin import BUILT_IN
+from ..config.units import format_duration, parse_duration
+from .gateway_api_listener import labels_of_namespaces, listeners_of_gateway
 from .gateway_api_rule import (
     NAME,
     NOT_FORWARDED,
@@ -28,11 +31,17 @@ from .gateway_api_rule import (
 if TYPE_CHECKING:
     from .foreign import Field, ForeignDocument
 
+CEILING_RETRIES: int = BUILT_IN["limits.max_retries"].written
+GROUP = "gateway.networking.k8s.io"
 ROUTES = ("HTTPRoute", "GRPCRoute")
-TIMEOUT_MAX_S = 30.0
+PROTECTING = ("Policy", "Authentication")
+"""How the kinds end that protect something, such as AuthorizationPolicy."""
+RULES_MAX = 16
+"""Rules of a route; more are refused, as the standard does."""
+MATCHES_MAX = 128
+"""Matches of all rules of a route; more are refused, as the standard does."""
+CEILING_S = parse_duration(BUILT_IN["limits.max_timeout"].written)
 """The built-in ceiling of a call's timeout; a longer one of a source raises it."""
-RETRIES_MAX = 3
-"""The built-in ceiling of retries; a higher number of a source raises it."""
 
 
 @dataclass(frozen=True)
@@ -54,10 +63,12 @@ class _Mesh:
         self.gateways = {(d.namespace, d.own_name): d for d in documents if d.kind == "Gateway"}
         names = Counter(name for _, name in self.gateways)
         self.called = {(ns, name): name if names[name] == 1 else f"{name}-{ns}" for ns, name in self.gateways}
+        self.listeners = {key: listeners_of_gateway(gateway) for key, gateway in self.gateways.items()}
+        self.labels = labels_of_namespaces(documents)
+        self.granted = _granted(documents)
         self.services: dict[str, dict[str, Any]] = {}
         self.entries: dict[str, list[_Entry]] = {}
-        self.timeout_s, self.retries = TIMEOUT_MAX_S, RETRIES_MAX
-        self.granted = _granted(documents)
+        self.timeout_s, self.retries = CEILING_S, CEILING_RETRIES
 
     def service(self, name: str, owner: str) -> str:
         """A service that is sent to by this owner."""
@@ -75,24 +86,27 @@ def mesh_of(documents: Sequence[ForeignDocument]) -> dict[str, Any]:
     for document in documents:
         if document.kind in ROUTES:
             _route(mesh, document)
-        elif document.kind not in ("Gateway", "Service", "ReferenceGrant", "GatewayClass"):
-            document.note("spec", "dropped", f"a {document.kind or 'document without a kind'} is not converted")
-    gateways = {}
-    for key, document in mesh.gateways.items():
-        name = mesh.called[key]
-        routes = _ordered(mesh.entries.get(f"gateway/{name}", ()))
-        gateways[name] = {"listeners": _listeners(document), **({"routes": routes} if routes else {})}
-    for document in documents:
-        if document.kind == "Service":
+        elif document.kind == "Service":
             mesh.services.setdefault(f"{document.own_name}.{document.namespace}", {})
             document.note("spec", "dropped", "who its endpoints are is said by `endpoints` of the service")
+        elif document.kind.endswith(PROTECTING):
+            document.error("kind", "is not enforced by this release, and must not be left out")
+        elif document.kind not in ("Gateway", "ReferenceGrant"):
+            document.note("spec", "dropped", f"a {document.kind or 'document without a kind'} is not converted")
+    gateways = {}
+    for key, listeners in mesh.listeners.items():
+        name = mesh.called[key]
+        routes = _ordered(mesh.entries.get(f"gateway/{name}", ()))
+        if listeners:
+            written = [listener.written for listener in listeners]
+            gateways[name] = {"listeners": written, **({"routes": routes} if routes else {})}
     for owner, entries in mesh.entries.items():
         if not owner.startswith("gateway/"):
             mesh.services.setdefault(owner, {})["routes"] = _ordered(entries)
     limits: dict[str, Any] = {}
-    if mesh.timeout_s > TIMEOUT_MAX_S:
+    if mesh.timeout_s > CEILING_S:
         limits["max_timeout"] = format_duration(mesh.timeout_s)
-    if mesh.retries > RETRIES_MAX:
+    if mesh.retries > CEILING_RETRIES:
         limits["max_retries"] = mesh.retries
     return {
         "version": 1,
@@ -103,36 +117,16 @@ def mesh_of(documents: Sequence[ForeignDocument]) -> dict[str, Any]:
     }
 
 
-def _listeners(gateway: ForeignDocument) -> list[dict[str, Any]]:
-    made = []
-    for each in gateway.spec["listeners"]:
-        kind = each["protocol"].one_of(("HTTP", "HTTPS", "TLS", "TCP", "UDP"), "HTTP")
-        if kind not in ("HTTP", "HTTPS"):
-            each.note("dropped", f"{kind} is not served by a gateway of this release")
-            continue
-        listener: dict[str, Any] = {"name": each["name"].text("", NAME), "port": each["port"].whole(1, 65_535, 80)}
-        if kind == "HTTPS":
-            listener["protocol"] = "https"
-            each["tls"].note("dropped", "what ends TLS in front of the gateway has the certificate")
-        hostname = each["hostname"].text()
-        if hostname:
-            if not is_pattern(hostname):
-                each["hostname"].error(f"{hostname!r} is no hostname")
-            listener["hostname"] = hostname
-        made.append(listener)
-    return made or [{"name": "http", "port": 80}]
-
-
-def _granted(documents: Iterable[ForeignDocument]) -> set[tuple[str, str]] | None:
-    """(namespace of a route, namespace that it may send to) of all grants; None: none is there, and none is needed."""
-    grants = [document for document in documents if document.kind == "ReferenceGrant"]
-    if not grants:
-        return None
+def _granted(documents: Iterable[ForeignDocument]) -> set[tuple[str, str, str, str]]:
+    """(kind and namespace of a route, namespace and name of a service that it may send to); '' is every name."""
     return {
-        (source["namespace"].text(), grant.namespace)
-        for grant in grants
+        (source["kind"].text(), source["namespace"].text(), grant.namespace, target["name"].text())
+        for grant in documents
+        if grant.kind == "ReferenceGrant"
         for source in grant.spec["from"]
-        if source["kind"].text() in ROUTES
+        if source["group"].text() == GROUP
+        for target in grant.spec["to"]
+        if target["kind"].text() == "Service" and not target["group"].text()
     }
 
 
@@ -144,84 +138,69 @@ def _route(mesh: _Mesh, document: ForeignDocument) -> None:
         if not is_pattern(hostname):
             each.error(f"{hostname!r} is no hostname")
         hostnames.append(hostname)
-    parents = [_attached(mesh, document, parent, hostnames) for parent in spec["parentRefs"]]
-    if not parents:
-        spec["parentRefs"].note("approximated", "there is none: every gateway of the namespace takes it")
-        parents = [
-            (f"gateway/{mesh.called[key]}", _listening(gateway, None, None, hostnames))
-            for key, gateway in mesh.gateways.items()
-        ]
-    owners: dict[str, set[str]] = {}
-    for attached in parents:
-        if attached is not None:
-            owners.setdefault(attached[0], set()).update(attached[1])
+    owners = _owners(mesh, document, hostnames)
     rules = list(spec["rules"]) or [spec["default"]]
-    for index, rule in enumerate(rules):
-        name = f"{document.own_name}-{index}"
-        matches = matches_of(rule, grpc)
-        for owner, listeners in owners.items():
-            fields = _fields(mesh, document, rule, matches, owner)
-            gateway = owner.startswith("gateway/")
-            if gateway and not listeners:
-                spec["parentRefs"].note("dropped", "no listener has its hostnames")
-                continue
-            for hostname in (hostnames if gateway else ()) or [""]:
-                for place, match in enumerate(matches):
-                    key = (
-                        _hostname_rank(hostname),
-                        match.rank,
-                        document.created,
-                        document.namespace,
-                        document.own_name,
-                        index,
-                        place,
-                    )
-                    entry = _Entry(key, name, hostname, tuple(sorted(listeners)), match, fields)
-                    mesh.entries.setdefault(owner, []).append(entry)
+    matched = [matches_of(rule, grpc) for rule in rules]
+    _check_bounds(spec, rules, sum(map(len, matched)))
+    for index, (rule, matches) in enumerate(zip(rules, matched, strict=True)):
         if not owners:  # it is checked all the same
             _fields(mesh, document, rule, matches, "")
+        for owner, listeners in owners.items():
+            fields = _fields(mesh, document, rule, matches, owner)
+            for hostname in (hostnames if listeners else ()) or [""]:
+                for place, match in enumerate(matches):
+                    age = document.created, document.namespace, document.own_name, index, place
+                    key = (_hostname_rank(hostname), match.rank, *age)
+                    name = f"{document.own_name}-{index}"
+                    entry = _Entry(key, name, hostname, tuple(sorted(listeners)), match, fields)
+                    mesh.entries.setdefault(owner, []).append(entry)
 
 
-def _attached(
-    mesh: _Mesh, document: ForeignDocument, parent: Field, hostnames: list[str]
-) -> tuple[str, set[str]] | None:
-    """(owner, listeners) of a parent; None: it is none of ours."""
-    name, namespace = parent["name"].text(), parent["namespace"].text(document.namespace)
-    parent["group"].text()
-    section, port = parent["sectionName"].text(), parent["port"].whole(1, 65_535)
-    if parent["kind"].text("Gateway") == "Service":
-        if port is not None:
-            parent["port"].note("approximated", "a service has one set of routes, whatever the port")
-        if namespace != document.namespace:
-            parent.note("approximated", "for callers of every namespace, not of the route's alone")
-        return f"{name}.{namespace}", set()
-    gateway = mesh.gateways.get((namespace, name))
-    if gateway is None:
-        parent.note("dropped", f"there is no Gateway {namespace}/{name}")
-        return None
-    return f"gateway/{mesh.called[namespace, name]}", _listening(gateway, section, port, hostnames)
+def _check_bounds(spec: Field, rules: list[Field], matches: int) -> None:
+    """Those of the standard."""
+    names = [rule["name"].text() for rule in rules]
+    if len(rules) > RULES_MAX:
+        spec["rules"].error(f"has {len(rules)} rules; at most {RULES_MAX} are possible")
+    if matches > MATCHES_MAX:
+        spec["rules"].error(f"have {matches} matches together; at most {MATCHES_MAX} are possible")
+    for name, times in Counter(names).items():
+        if name and times > 1:
+            spec["rules"].error(f"two are named {name!r}")
 
 
-def _listening(gateway: ForeignDocument, section: str | None, port: int | None, hostnames: list[str]) -> set[str]:
-    """The listeners of a gateway that may have requests for a route."""
-    return {
-        listener["name"]
-        for listener in _listeners(gateway)
-        if section in (None, "", listener["name"])
-        and port in (None, listener["port"])
-        and (not hostnames or any(_meet(listener.get("hostname", ""), hostname) for hostname in hostnames))
-    }
-
-
-def _meet(one: str, other: str) -> bool:
-    """Is there a host that both stand for?"""
-    if not one or not other or one == other:
-        return True
-    if one.startswith("*.") and other.startswith("*."):
-        return one.endswith(other[1:]) or other.endswith(one[1:])
-    if one.startswith("*."):
-        return other.endswith(one[1:])
-    return other.startswith("*.") and one.endswith(other[1:])
+def _owners(mesh: _Mesh, document: ForeignDocument, hostnames: list[str]) -> dict[str, set[str]]:
+    """Whose routes its rules become, on which listeners (a service has none). Without a parent it is nobody's."""
+    owners: dict[str, set[str]] = {}
+    seen = set()
+    for parent in document.spec["parentRefs"]:
+        name, namespace = parent["name"].text(), parent["namespace"].text(document.namespace)
+        kind, _group = parent["kind"].text("Gateway"), parent["group"].text()
+        section, port = parent["sectionName"].text(), parent["port"].whole(1, 65_535)
+        if (kind, namespace, name, section, port) in seen:
+            parent.error("is there twice")
+        seen.add((kind, namespace, name, section, port))
+        if kind == "Service":
+            if port is not None:
+                parent["port"].note("approximated", "a service has one set of routes, whatever the port")
+            if namespace != document.namespace:
+                parent.note("approximated", "for callers of every namespace, not of the route's alone")
+            owners.setdefault(f"{name}.{namespace}", set())
+            continue
+        listeners = [
+            listener.written["name"]
+            for listener in mesh.listeners.get((namespace, name), ())
+            if section in ("", listener.written["name"])
+            and port in (None, listener.written["port"])
+            and listener.hosts(hostnames)
+            and listener.allows(document, namespace, mesh.labels)
+        ]
+        if listeners:
+            owners.setdefault(f"gateway/{mesh.called[namespace, name]}", set()).update(listeners)
+        else:
+            parent.note("dropped", f"no listener of a Gateway {namespace}/{name} takes it")
+    if not seen:
+        document.spec["parentRefs"].note("dropped", "a route without a parent is attached to nothing")
+    return owners
 
 
 def _hostname_rank(hostname: str) -> tuple[int, int]:
@@ -240,6 +219,12 @@ def _fields(
     if not owner.startswith("gateway/") and filters.pop("cors", None) is not None:
         rule["filters"].note("dropped", "CORS is of a gateway's routes")
     backends = [_backend(mesh, document, each, matches, owner) for each in rule["backendRefs"]]
+    for backend in backends:
+        rewrite = backend.pop("url_rewrite", None)
+        if rewrite and (len(backends) > 1 or "url_rewrite" in filters):
+            rule["backendRefs"].error("a URLRewrite of one of several backends cannot be kept, and is no small thing")
+        elif rewrite:
+            filters["url_rewrite"] = rewrite
     attempts = attempts_of(rule)
     session = session_of(rule)
     if "request_redirect" in filters and backends:
@@ -264,7 +249,7 @@ def _within_limits(mesh: _Mesh, attempts: dict[str, Any]) -> dict[str, Any]:
     retries = made.get("retries", {}).get("max_retries", 1)
     mesh.retries = max(mesh.retries, retries)
     if timeout == 0.0 or (timeout is None and at_least):
-        timeout = max(TIMEOUT_MAX_S, at_least * (retries + 1))
+        timeout = max(CEILING_S, at_least * (retries + 1))
     if timeout is not None:
         mesh.timeout_s = max(mesh.timeout_s, timeout)
         made["timeout"] = format_duration(timeout)
@@ -285,10 +270,12 @@ def _backend(
 
 
 def _target(mesh: _Mesh, document: ForeignDocument, of: Field, owner: str) -> str | None:
-    """The service that a reference means; None: one that cannot be used."""
+    """The service that a reference means; None: one that cannot be used. In another namespace it needs a grant, unless
+    it is the parent itself.
+    """
     kind = of["kind"].text("Service", r"[a-zA-Z]([-a-zA-Z0-9]{0,61}[a-zA-Z0-9])?")
     group = of["group"].text("", r"|[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
-    name, namespace = of["name"].text("", r"[a-zA-Z0-9]([-a-zA-Z0-9.]{0,251}[a-zA-Z0-9])?"), document.namespace
+    name, namespace = of["name"].text("", r"[a-zA-Z0-9]([-a-zA-Z0-9]{0,61}[a-zA-Z0-9])?"), document.namespace
     namespace = of["namespace"].text(namespace, NAME)
     if of["port"]:
         of["port"].whole(1, 65_535)
@@ -296,11 +283,13 @@ def _target(mesh: _Mesh, document: ForeignDocument, of: Field, owner: str) -> st
     if kind != "Service" or group:
         of.note("dropped", f"a {kind} is no service: its share is answered with 500")
         return None
-    abroad = namespace != document.namespace and mesh.granted is not None
-    if abroad and (document.namespace, namespace) not in (mesh.granted or ()):
+    service = f"{name.lower()}.{namespace}"
+    asked = document.kind, document.namespace, namespace
+    granted = {(*asked, ""), (*asked, name)} & mesh.granted
+    if namespace != document.namespace and service != owner and not granted:
         of.note("dropped", "no ReferenceGrant allows it: its share is answered with 500")
         return None
-    return mesh.service(f"{name.lower()}.{namespace}", owner) if owner else f"{name}.{namespace}"
+    return mesh.service(service, owner) if owner else service
 
 
 def _ordered(entries: Iterable[_Entry]) -> list[dict[str, Any]]:
@@ -310,13 +299,13 @@ def _ordered(entries: Iterable[_Entry]) -> list[dict[str, Any]]:
         before = groups[-1][-1] if groups else None
         same = before is not None and replace(before, key=(), match=entry.match) == replace(entry, key=())
         groups[-1].append(entry) if same else groups.append([entry])
-    counted: Counter[str] = Counter()
+    names: set[str] = set()
     routes = []
     for group in groups:
         first = group[0]
-        counted[first.rule] += 1
-        number = counted[first.rule]
-        route: dict[str, Any] = {"name": first.rule if number == 1 else f"{first.rule}-{number}"}
+        name = next(each for n in count(1) if (each := f"{first.rule}-{n}" if n > 1 else first.rule) not in names)
+        names.add(name)
+        route: dict[str, Any] = {"name": name}
         if first.hostname:
             route["hostnames"] = [first.hostname]
         if first.listeners:

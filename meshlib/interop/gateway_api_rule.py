@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..config.fields import ORIGIN_PATTERN
+from ..config.route_actions import MIRRORS_MAX
 from ..config.units import format_duration, parse_duration
 
 if TYPE_CHECKING:
@@ -20,6 +21,10 @@ HOSTNAME = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*"
 NAME = r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"
 DURATION = r"([0-9]{1,5}(h|m|s|ms)){1,4}"
 PATH = r"/([-A-Za-z0-9/._~!$&'()*+,;=:@]|%[0-9a-fA-F]{2})*"
+RETRIES_MAX = 10
+"""Retries of a call; a higher number counts as this."""
+BACK_OFF_GROWTH = 10
+"""The longest wait before a retry is so many times the first (Envoy)."""
 METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH")
 NO_MORE_THAN_ONCE = ("RequestHeaderModifier", "ResponseHeaderModifier", "RequestRedirect", "URLRewrite", "CORS")
 FILTERS = {
@@ -111,8 +116,11 @@ def _conditions(of: Field, name_pattern: str) -> dict[str, Any]:
         name = each["name"].text("", name_pattern)
         kind = each["type"].one_of(("Exact", "RegularExpression"), "Exact")
         value = each["value"].text()
-        if name.lower() in {known.lower() for known in found}:
+        if name in found:
             each.error(f"{name!r} is there twice")
+        elif name_pattern == HEADER and name.lower() in {known.lower() for known in found}:
+            each.note("dropped", "the same name, in other letters, is there before: the standard takes the first")
+            continue
         found[name] = {"exact": value} if kind == "Exact" else {"regular_expression": value}
     return found
 
@@ -135,8 +143,10 @@ def filters_of(rule: Field, matches: list[ForeignMatch], backend: bool) -> dict[
             _filter(kind, each[FILTERS[kind]], made, matches)
     if "RequestRedirect" in seen and "URLRewrite" in seen:
         rule["filters"].error("has RequestRedirect and URLRewrite: only one of them is possible")
+    if len(made.get("mirror", ())) > MIRRORS_MAX:
+        rule["filters"].error(f"has {len(made['mirror'])} mirrors; at most {MIRRORS_MAX} are possible here")
     if backend:
-        for field in ("url_rewrite", "mirror", "cors"):
+        for field in ("mirror", "cors"):
             if made.pop(field, None) is not None:
                 rule["filters"].note("dropped", f"{field} is of a whole route here, not of one backend")
     return made
@@ -264,11 +274,15 @@ def attempts_of(rule: Field) -> dict[str, Any]:
         made["at_least"] = each_s
     retry = rule["retry"]
     if retry:
-        retries["max_retries"] = retry["attempts"].whole(0, 1000, 1)
+        attempts = retry["attempts"].whole(0, 1000, 1) or 0
+        retries["max_retries"] = min(attempts, RETRIES_MAX)
+        if attempts > RETRIES_MAX:
+            retry["attempts"].note("approximated", f"{RETRIES_MAX} are the most")
         codes = [each.whole(400, 599) for each in retry["codes"]]
         retries["retry_on"] = [code for code in codes if code is not None] + ["connect_failure", "reset"]
         if backoff := _duration(retry["backoff"]):
-            retries["back_off"] = {"base_interval": format_duration(backoff)}
+            longest = backoff * BACK_OFF_GROWTH
+            retries["back_off"] = {"base_interval": format_duration(backoff), "max_interval": format_duration(longest)}
             made["at_least"] = made.get("at_least", 0.0) + backoff
         retry.note("approximated", "within the retry budget; what is not idempotent only where it was not processed")
     if retries:
@@ -304,5 +318,6 @@ def session_of(rule: Field) -> dict[str, Any]:
 
 
 def is_pattern(hostname: str) -> bool:
-    """Is it a name, or *. and a name, as hostnames of routes and listeners are?"""
-    return re.fullmatch(rf"(\*\.)?{HOSTNAME}", hostname) is not None and len(hostname) <= 253
+    """Is it a name, or *. and a name, as hostnames of routes and listeners are? An IP address is none."""
+    is_name = re.fullmatch(rf"(\*\.)?{HOSTNAME}", hostname) is not None and len(hostname) <= 253
+    return is_name and re.fullmatch(r"[0-9.]+", hostname) is None

@@ -16,17 +16,18 @@ LIVE = ("retry", "timeout", "cors", "mirror", "response-header-modifier")
 
 
 def documents(entry: Entry) -> list[Entry]:
-    """The Gateways and routes of a case."""
+    """The Gateways and routes of a case. A route whose parents were left out of the case has the only Gateway."""
     made, gateways = [], {}
-    for number, route in enumerate(entry["routes"]):
-        spec = {key: route[key] for key in ("parentRefs", "hostnames", "rules") if key in route}
-        metadata = {"name": route["name"], "namespace": route.get("namespace", "default")}
+    for route in entry["routes"]:
+        namespace, parents = route.get("namespace", "default"), route.get("parentRefs") or [{"name": "gateway"}]
+        metadata = {"name": route["name"], "namespace": namespace}
         if created := route.get("creationTimestamp"):
             metadata["creationTimestamp"] = created
+        spec = {"parentRefs": parents, "hostnames": route.get("hostnames", []), "rules": route["rules"]}
         made.append({"kind": "HTTPRoute", "metadata": metadata, "spec": spec})
-        for parent in route.get("parentRefs") or [{"name": f"gateway-{number}"}][: not gateways]:
+        for parent in parents:
             if parent.get("kind", "Gateway") == "Gateway":
-                gateways[parent["name"], parent.get("namespace", metadata["namespace"])] = None
+                gateways[parent["name"], parent.get("namespace", namespace)] = None
     listeners = entry.get("listeners") or [{"name": "http", "port": 80, "protocol": "HTTP"}]
     for name, namespace in gateways:
         metadata = {"name": name, "namespace": namespace}
@@ -42,27 +43,16 @@ def case(entry: Entry) -> bool:
     if entry["kind"] == "gateway" and entry["feature"] in LIVE:
         return asyncio.run(_lived(entry, conversion.mesh))
     request, expect = entry["request"], entry["expect"]
-    host, port = _host_port(request)
-    service = None
-    if entry["kind"] == "mesh":
-        service = (request.get("host") or "").partition(":")[0]
-        namespace = entry["routes"][0]["parentRefs"][0].get("namespace", entry["routes"][0]["namespace"])
-        service = service if service.count(".") == 1 else f"{service.partition('.')[0]}.{namespace}"
+    host = request.get("host")
     explanation = meshlib.explain(
         conversion.config,
-        service,
+        (host or "").partition(":")[0] if entry["kind"] == "mesh" else None,
         method=request["method"],
         path=request["path"],
         headers=request["headers"],
         host=host,
-        **({"port": port} if port else {}),
-    ).to_dict()
-    return _as_expected(expect, explanation)
-
-
-def _host_port(request: Entry) -> tuple[str | None, int | None]:
-    host = request.get("host")
-    return host, request.get("port")
+    )
+    return _as_expected(expect, explanation.to_dict())
 
 
 def _as_expected(expect: Entry, found: Entry) -> bool:

@@ -150,18 +150,193 @@ def test_a_rule_without_a_backend_that_can_be_used_answers_500() -> None:
     assert meshlib.explain(made.config, None, path="/x", host="www.shop.example").to_dict()["status"] == 500
 
 
-def test_a_reference_abroad_needs_a_grant_where_there_are_grants() -> None:
-    """As the standard has it; the share of one that has none is answered with 500."""
-    abroad = {"backendRefs": [{"name": "items", "namespace": "other", "port": 80}]}
-    grant = {
+def answer(made: meshlib.Conversion, path: str = "/", host: str = "www.shop.example") -> dict[str, Any]:
+    """What would happen to a request."""
+    return meshlib.explain(made.config, None, path=path, host=host).to_dict()
+
+
+def grant(namespace: str = "shop", kind: str = "HTTPRoute", to: str = "Service", **name: str) -> dict[str, Any]:
+    """A ReferenceGrant of the namespace `other`."""
+    source = {"group": "gateway.networking.k8s.io", "kind": kind, "namespace": namespace}
+    target = {"group": "", "kind": to, **name}
+    return {
         "kind": "ReferenceGrant",
         "metadata": {"name": "g", "namespace": "other"},
-        "spec": {"from": [{"group": "gateway.networking.k8s.io", "kind": "HTTPRoute", "namespace": "shop"}]},
+        "spec": {"from": [source], "to": [target]},
     }
-    assert taken(meshlib.convert("gateway-api", [GATEWAY, route(abroad), grant]), "/") == ["items.other"]
-    grant["spec"]["from"][0]["namespace"] = "elsewhere"
-    made = meshlib.convert("gateway-api", [GATEWAY, route(abroad), grant])
-    assert meshlib.explain(made.config, None, path="/", host="www.shop.example").to_dict()["status"] == 500
+
+
+def test_a_reference_abroad_needs_a_grant() -> None:
+    """Of the route's kind and namespace, to services, of every name or of this one; without it the answer is 500."""
+    abroad = route({"backendRefs": [{"name": "items", "namespace": "other", "port": 80}]})
+    for enough in (grant(), grant(name="items")):
+        assert taken(meshlib.convert("gateway-api", [GATEWAY, abroad, enough]), "/") == ["items.other"]
+    refused = [grant("elsewhere"), grant(kind="GRPCRoute"), grant(to="Secret"), grant(name="stock")]
+    for documents in ([], *([each] for each in refused)):
+        assert answer(meshlib.convert("gateway-api", [GATEWAY, abroad, *documents]))["status"] == 500
+
+
+def test_a_service_needs_no_grant_to_go_to_itself() -> None:
+    """A route of another namespace for a service, whose backend is that service."""
+    parent = {"kind": "Service", "group": "", "name": "items", "namespace": "other"}
+    to_itself = {"backendRefs": [{"name": "items", "namespace": "other", "port": 80}]}
+    made = meshlib.convert("gateway-api", [route(to_itself, parentRefs=[parent]), grant("elsewhere")])
+    found = meshlib.explain(made.config, "items.other").to_dict()
+    assert [backend["service"] for backend in found["backends"]] == ["items.other"]
+
+
+def gateway(**allowed: Any) -> dict[str, Any]:
+    """A gateway of the namespace `shop` with this allowedRoutes."""
+    listener = {"name": "http", "port": 80, "protocol": "HTTP", **({"allowedRoutes": allowed} if allowed else {})}
+    return {"kind": "Gateway", "metadata": {"name": "web", "namespace": "shop"}, "spec": {"listeners": [listener]}}
+
+
+@pytest.mark.parametrize(
+    ("allowed", "attached"),
+    [
+        ({}, False),
+        ({"namespaces": {"from": "Same"}}, False),
+        ({"namespaces": {"from": "None"}}, False),
+        ({"namespaces": {"from": "All"}}, True),
+        ({"namespaces": {"from": "All"}, "kinds": [{"kind": "GRPCRoute"}]}, False),
+        ({"namespaces": {"from": "Selector", "selector": {"matchLabels": {"edge": "yes"}}}}, True),
+        ({"namespaces": {"from": "Selector", "selector": {"matchLabels": {"edge": "no"}}}}, False),
+        ({"namespaces": {"from": "Selector"}}, False),
+        (
+            {
+                "namespaces": {
+                    "from": "Selector",
+                    "selector": {"matchExpressions": [{"key": "edge", "operator": "In", "values": ["yes"]}]},
+                }
+            },
+            True,
+        ),
+        (
+            {
+                "namespaces": {
+                    "from": "Selector",
+                    "selector": {"matchExpressions": [{"key": "edge", "operator": "DoesNotExist"}]},
+                }
+            },
+            False,
+        ),
+    ],
+)
+def test_a_listener_takes_only_what_it_allows(allowed: dict[str, Any], attached: bool) -> None:
+    """A route of another namespace is attached where the listener says so, and nowhere else."""
+    stranger = route(rule("items", prefix("/")))
+    stranger["metadata"]["namespace"] = "other"
+    stranger["spec"]["parentRefs"] = [{"name": "web", "namespace": "shop"}]
+    space = {"kind": "Namespace", "metadata": {"name": "other", "labels": {"edge": "yes"}}}
+    made = meshlib.convert("gateway-api", [gateway(**allowed), stranger, space])
+    assert answer(made)["status"] == (None if attached else 404)
+    if not attached:
+        assert any("takes it" in line.why for line in made.report if line.outcome == "dropped")
+
+
+def test_a_route_without_a_parent_is_attached_to_nothing() -> None:
+    """As in the standard."""
+    made = meshlib.convert("gateway-api", [GATEWAY, route(rule("items", prefix("/")), parentRefs=[])])
+    assert answer(made)["status"] == 404
+
+
+def test_a_gateway_without_a_listener_that_is_served_is_not_made() -> None:
+    """Its routes do not come to be served on another port, in plain text."""
+    tls = gateway()
+    tls["spec"]["listeners"][0]["protocol"] = "TLS"
+    made = meshlib.convert("gateway-api", [tls, route(rule("items", prefix("/")))])
+    assert "gateways" not in made.mesh
+
+
+@pytest.mark.parametrize(
+    ("document", "path"),
+    [
+        ({"kind": "AuthorizationPolicy", "metadata": {"name": "p"}, "spec": {}}, "kind"),
+        ({"kind": "RequestAuthentication", "metadata": {"name": "p"}, "spec": {}}, "kind"),
+        (
+            {"kind": "Gateway", "metadata": {"name": "g"}, "spec": {"tls": {"frontend": {"default": {}}}}},
+            "spec.tls.frontend",
+        ),
+        (
+            {
+                "kind": "Gateway",
+                "metadata": {"name": "g"},
+                "spec": {
+                    "listeners": [{"name": "a", "port": 1, "protocol": "HTTPS", "tls": {"frontendValidation": {}}}]
+                },
+            },
+            "spec.listeners[0].tls.frontendValidation",
+        ),
+    ],
+)
+def test_a_protection_is_never_left_out(document: dict[str, Any], path: str) -> None:
+    """What would be served without it is not converted."""
+    with pytest.raises(meshlib.ConfigError) as caught:
+        meshlib.convert("gateway-api", document)
+    assert [problem.path for problem in caught.value.problems] == [path]
+
+
+@pytest.mark.parametrize(
+    ("rules", "spec", "path"),
+    [
+        ([rule("a", prefix("/"))] * 17, {}, "spec.rules"),
+        ([rule("a", *[prefix(f"/{n}") for n in range(65)])] * 2, {}, "spec.rules"),
+        ([rule("a", prefix("/"), name="x"), rule("b", prefix("/b"), name="x")], {}, "spec.rules"),
+        ([rule("a", prefix("/"))], {"parentRefs": [{"name": "web"}, {"name": "web"}]}, "spec.parentRefs[1]"),
+        ([rule("a", prefix("/"))], {"hostnames": ["127.0.0.1"]}, "spec.hostnames[0]"),
+    ],
+)
+def test_the_bounds_of_the_standard(rules: list[Any], spec: dict[str, Any], path: str) -> None:
+    """More than it allows is refused, once, by its field."""
+    with pytest.raises(meshlib.ConfigError) as caught:
+        meshlib.convert("gateway-api", [GATEWAY, route(*rules, **spec)])
+    assert [problem.path for problem in caught.value.problems] == [path]
+
+
+def test_at_the_bounds_of_the_standard() -> None:
+    """16 rules and 128 matches are possible."""
+    rules = [rule("a", *[prefix(f"/{n}/{m}") for m in range(8)]) for n in range(16)]
+    assert taken(meshlib.convert("gateway-api", [GATEWAY, route(*rules)]), "/15/7") == ["a.shop"]
+
+
+def test_what_is_more_than_is_possible_here_is_cut_and_told() -> None:
+    """Retries; and a long wait has its ceiling raised."""
+    made = meshlib.convert(
+        "gateway-api", [GATEWAY, route(rule("a", prefix("/"), retry={"attempts": 50, "backoff": "2s"}))]
+    )
+    assert answer(made)["retries"]["max_retries"] == 10
+    told = {line.field: line.outcome for line in made.report}
+    assert told["spec.rules[0].retry.attempts"] == "approximated"
+
+
+def test_the_first_of_two_headers_counts() -> None:
+    """Where they differ in the case of letters alone; the same name twice is refused."""
+    headers = [{"name": "X-A", "value": "1"}, {"name": "x-a", "value": "2"}]
+    made = meshlib.convert("gateway-api", [GATEWAY, route(rule("a", prefix("/", headers=headers)))])
+    assert taken(made, "/", headers={"x-a": "1"}) == ["a.shop"]
+    assert taken(made, "/", headers={"x-a": "2"}) == []
+    with pytest.raises(meshlib.ConfigError, match="twice"):
+        meshlib.convert("gateway-api", [GATEWAY, route(rule("a", prefix("/", headers=[headers[0]] * 2)))])
+
+
+def test_a_rewrite_of_a_backend() -> None:
+    """Of the only one it is the route's; of one of several it is refused, since it would get another request."""
+    rewrite = {"type": "URLRewrite", "urlRewrite": {"hostname": "a.internal"}}
+    one, other = {"name": "a", "port": 80, "filters": [rewrite]}, {"name": "b", "port": 80}
+    made = meshlib.convert("gateway-api", [GATEWAY, route({"backendRefs": [one]})])
+    assert answer(made)["request"]["host"] == "a.internal"
+    with pytest.raises(meshlib.ConfigError, match="several backends"):
+        meshlib.convert("gateway-api", [GATEWAY, route({"backendRefs": [one, other]})])
+
+
+def test_routes_of_one_name_in_two_namespaces() -> None:
+    """Both are there, under names of their own."""
+    first, second = route(rule("a", prefix("/a"))), route(rule("b", prefix("/b")))
+    second["metadata"]["namespace"] = "other"
+    second["spec"]["parentRefs"] = [{"name": "web", "namespace": "shop"}]
+    made = meshlib.convert("gateway-api", [gateway(namespaces={"from": "All"}), first, second])
+    assert taken(made, "/a") == ["a.shop"]
+    assert taken(made, "/b") == ["b.other"]
 
 
 def test_every_field_is_in_the_report() -> None:
