@@ -58,6 +58,24 @@ _OF_STATUS = {
 }
 
 
+_OF_HTTP = {
+    400: GrpcCode.INTERNAL,
+    401: GrpcCode.UNAUTHENTICATED,
+    403: GrpcCode.PERMISSION_DENIED,
+    404: GrpcCode.UNIMPLEMENTED,
+    429: GrpcCode.UNAVAILABLE,
+    431: GrpcCode.INTERNAL,
+    502: GrpcCode.UNAVAILABLE,
+    503: GrpcCode.UNAVAILABLE,
+    504: GrpcCode.UNAVAILABLE,
+}
+
+
+def code_of_http(status: int) -> GrpcCode:
+    """The code of an answer that is no gRPC: it has an HTTP status and no grpc-status (http-grpc-status-mapping.md)."""
+    return _OF_HTTP.get(status, GrpcCode.UNKNOWN)
+
+
 def code_of_status(status: int) -> GrpcCode:
     """The code of a reply that the mesh made itself as an HTTP status: OK below 300, UNKNOWN where nothing fits."""
     return GrpcCode.OK if 200 <= status < 300 else _OF_STATUS.get(status, GrpcCode.UNKNOWN)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, BinaryIO
 
 
 class HttpBackend:
@@ -36,14 +36,19 @@ class HttpBackend:
 
 
 def body_of(handler: BaseHTTPRequestHandler) -> bytes:
-    """The whole body of a request, chunked or not."""
-    if handler.headers.get("transfer-encoding") != "chunked":
-        return handler.rfile.read(int(handler.headers.get("content-length", 0)))
+    """The whole body of a request."""
+    return read_body(handler.rfile, handler.headers)
+
+
+def read_body(stream: BinaryIO, fields: Mapping[str, str]) -> bytes:
+    """A whole body, chunked or not. `fields`: by name in lower case, or in any case of letters."""
+    if fields.get("transfer-encoding") != "chunked":
+        return stream.read(int(fields.get("content-length", 0)))
     body = b""
-    while size := int(handler.rfile.readline(), 16):
-        body += handler.rfile.read(size)
-        handler.rfile.readline()
-    handler.rfile.readline()
+    while size := int(stream.readline(), 16):
+        body += stream.read(size)
+        stream.readline()
+    stream.readline()
     return body
 
 

@@ -27,6 +27,18 @@ def status_codes(entry: Entry) -> bool:
     return {code.name: code.value for code in GrpcCode} == codes
 
 
+def http_to_grpc(entry: Entry) -> bool:
+    """The code of an answer without grpc-status; tests/transport_grpc/test_bare_http2.py shows it on the wire."""
+    from meshlib.grpc_code import GrpcCode, code_of_http
+
+    known = dict(entry["map"])
+    default = GrpcCode[known.pop("default")]
+    others = [status for status in range(100, 600) if str(status) not in known]
+    return all(code_of_http(int(status)) is GrpcCode[name] for status, name in known.items()) and all(
+        code_of_http(status) is default for status in others
+    )
+
+
 def json_duration(entry: Entry) -> bool:
     """Durations of proto3 in JSON."""
     from meshlib.interop.grpc_service_config import duration_nanos
@@ -60,6 +72,7 @@ def service_config(entry: Entry) -> bool:
 
 
 CHECKS: dict[str, Callable[[Entry], bool | None]] = {
+    "grpc_vectors.http_to_grpc_status": http_to_grpc,
     "grpc_vectors.json_duration": json_duration,
     "grpc_vectors.pushback": pushback,
     "grpc_vectors.retry_policy_validation_A6": service_config,

@@ -53,6 +53,7 @@ def wrong(name: str, entry: dict[str, Any]) -> dict[str, Any]:
     opposite = {
         "http_malformed.http1": {"accept": not entry.get("accept")},
         "misc.http_date": {"unix": 1.0, "strict_http": True},
+        "grpc_vectors.http_to_grpc_status": {"map": {"default": "UNKNOWN", "404": "OK"}},
         "grpc_vectors.pushback": {"meaning": "retry after exactly 77 ms"},
         "grpc_vectors.status_codes": {"OK": 1},
         "misc.retry_after": {"delay_s": 12345, "accept": None},

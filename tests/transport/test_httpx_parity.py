@@ -25,6 +25,7 @@ from typing import Any
 
 import httpx
 import pytest
+from http_backend import read_body
 
 from meshlib.call import FOREVER, Call, Reply
 from meshlib.endpoint import Endpoint
@@ -60,20 +61,10 @@ class Script(socketserver.StreamRequestHandler):
         while (read := self.rfile.readline()) not in (b"\r\n", b""):
             fields.append(read.decode("latin-1").rstrip("\r\n").split(": ", 1))
         by_name = {name.lower(): value for name, value in fields}
-        body = self.body(by_name)
+        body = read_body(self.rfile, by_name)
         seen = {"method": method, "target": target, "body": body.decode("latin-1"), "host": "host" in by_name}
         seen["headers"] = [field for field in fields if field[0].lower() != "host"]
         return self.answer(method, target.partition("?")[0], json.dumps(seen).encode())
-
-    def body(self, by_name: dict[str, str]) -> bytes:
-        if by_name.get("transfer-encoding") != "chunked":
-            return self.rfile.read(int(by_name.get("content-length", 0)))
-        body = b""
-        while size := int(self.rfile.readline(), 16):
-            body += self.rfile.read(size)
-            self.rfile.readline()
-        self.rfile.readline()
-        return body
 
     def answer(self, method: str, path: str, seen: bytes) -> bool:
         if path == "/cut":

@@ -5,8 +5,7 @@
     UNAVAILABLE             NoHealthyEndpoint, TransportError, IdentityError (as grpc has it), UnknownService
     RESOURCE_EXHAUSTED      Rejected
     PERMISSION_DENIED       PermissionDenied
-    FAILED_PRECONDITION     ConfigError
-    INTERNAL                TransportError that this side made: local, too_large, decode
+    INTERNAL                ConfigError, and TransportError that this side made: local, too_large, decode
 
 A code that the server sent is raised as RpcFailed, with its metadata. All of them have `.trail`. `code()`, `details()`
 and the metadata are plain methods, as grpc's own errors have them.
@@ -148,7 +147,7 @@ class GrpcPermissionDenied(_Leaf, PermissionDenied):  # type: ignore[misc]
 
 
 class GrpcConfigError(_Leaf, ConfigError):  # type: ignore[misc]
-    """ConfigError, as FAILED_PRECONDITION."""
+    """ConfigError, as INTERNAL: a library makes no FAILED_PRECONDITION (gRPC, statuscodes.md)."""
 
 
 _LEAVES: dict[type[MeshError], tuple[type[_Leaf], grpc.StatusCode]] = {
@@ -159,7 +158,7 @@ _LEAVES: dict[type[MeshError], tuple[type[_Leaf], grpc.StatusCode]] = {
     Rejected: (GrpcRejected, grpc.StatusCode.RESOURCE_EXHAUSTED),
     IdentityError: (GrpcIdentityError, grpc.StatusCode.UNAVAILABLE),
     PermissionDenied: (GrpcPermissionDenied, grpc.StatusCode.PERMISSION_DENIED),
-    ConfigError: (GrpcConfigError, grpc.StatusCode.FAILED_PRECONDITION),
+    ConfigError: (GrpcConfigError, grpc.StatusCode.INTERNAL),
 }
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from grpc.aio import Metadata
 
 from ...errors import DeadlineExceeded, IdentityError, MeshError, TransportError
-from ...grpc_code import GrpcCode
+from ...grpc_code import GrpcCode, code_of_http
 from .call import GrpcReply, fields_of
 from .errors import CODES, RpcFailed
 
@@ -28,6 +28,10 @@ _LOCAL = re.compile(
     re.IGNORECASE,
 )
 _HANDSHAKE = re.compile(r"handshake|CERTIFICATE|peer name|SSL_ERROR|hostname verification", re.IGNORECASE)
+
+_NOT_SEEN = re.compile(r"Stream removed \((GOAWAY received|RST_STREAM \(Received RST_STREAM with error code 7\))").match
+"""The stream was refused, or is not among those that the server says it has seen (RFC 9113 §6.8, §8.7)."""
+_HTTP_STATUS = re.compile(r"Received http2 header with status: ([0-9]{3})\Z").match
 
 
 class Ending:
@@ -52,6 +56,8 @@ def outcome(ending: Ending, *, total: bool, late: bool, expected: str | None, me
         return DeadlineExceeded(f"{what} passed before the answer came", phase="read", sent=True, total=total)
     if ending.code == GrpcCode.UNAVAILABLE and not from_peer and _LOCAL.search(ending.details):
         return _broken(ending, expected, messages)
+    if ending.code == GrpcCode.UNKNOWN and (no_grpc := _HTTP_STATUS(ending.details)):
+        ending.code = code_of_http(int(no_grpc[1]))
     if ending.code == GrpcCode.CANCELLED and not ending.trailing and not messages:
         # A stopping server ends calls so that its handlers have not seen (grpc/grpc#41785).
         return TransportError(
@@ -77,6 +83,8 @@ def _broken(ending: Ending, expected: str | None, messages: bool) -> MeshError:
         return IdentityError(f"the peer is not {expected}, or does not accept who we are: {said}", expected=expected)
     if _NOT_CONNECTED.search(said) and not messages:
         return TransportError(f"cannot connect: {said}", phase="connect", cause="refused", sent=False)
+    if _NOT_SEEN(said) and not messages:
+        return TransportError(f"the server refused the stream: {said}", phase="read", cause="reset", sent=False)
     return TransportError(f"the connection broke: {said}", phase="read", cause="reset", sent=True)
 
 

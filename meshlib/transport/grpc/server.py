@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from ...stack import Service
     from ..asgi import Host
 
+METHODS_MAX = 4096
+"""Methods whose wrapped handler is kept; that of one beyond is made for each call."""
 NO_DEADLINE_S = 1e9
 """grpc on threads says this much, or more, where the caller set no deadline."""
 
@@ -88,6 +90,17 @@ class _Interceptor:
     def __init__(self, host: Host) -> None:
         self.host = host
         self._service: Service | None = None
+        self._wrapped: dict[str, tuple[Any, Any]] = {}
+
+    def _once(self, method: str, handler: Any, serve: Callable[..., Any]) -> Any:
+        """The handler behind the stack; grpc asks for each call, so it is made once per handler of a method."""
+        known = self._wrapped.get(method)
+        if known is not None and known[0] is handler:
+            return known[1]
+        wrapped = _wrapped(handler, functools.partial(serve, method, _behavior(handler)))
+        if len(self._wrapped) < METHODS_MAX:
+            self._wrapped[method] = handler, wrapped
+        return wrapped
 
     def _begin(self, method: str, running: _Running) -> tuple[Call, Served]:
         """The call, and what its handler is told. MeshErrors do not come of this."""
@@ -143,10 +156,10 @@ class AioInterceptor(_Interceptor, aio.ServerInterceptor):
         if self._service is None:
             await self.host.startup()
             self._service = self.host.server_service(_run)
-        method, behavior = handler_call_details.method, _behavior(handler)
-        if not _is_async(behavior):
+        method = handler_call_details.method
+        if not _is_async(_behavior(handler)):
             raise TypeError(f"the handler of {method} on a grpc.aio server must be `async def`")
-        return _wrapped(handler, functools.partial(self._serve, method, behavior))
+        return self._once(method, handler, self._serve)
 
     async def _serve(self, method: str, behavior: Any, request: Any, context: Any) -> Any:
         running = _Running(behavior, request, context, context.write)
@@ -170,7 +183,7 @@ class BlockingInterceptor(_Interceptor, grpc.ServerInterceptor):
             self.host.start()
             self._service = self.host.server_service(_run)
         serve = self._stream if handler.response_streaming else self._unary
-        return _wrapped(handler, functools.partial(serve, handler_call_details.method, _behavior(handler)))
+        return self._once(handler_call_details.method, handler, serve)
 
     def _unary(self, method: str, behavior: Any, request: Any, context: Any) -> Any:
         running = _Running(behavior, request, context, _Emit)
