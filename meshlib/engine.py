@@ -122,7 +122,7 @@ class Engine:
         self._agent: Agent | None = None
         self.file: WatchedFile | None = None
         self.follower: Follower | None = None
-        self.names: DnsResolver | None = None
+        self.resolver: DnsResolver | None = None
         self._in_force = False
         self._storage_agent: Agent | None = None
         self.provider: TracerProvider | None = None
@@ -164,7 +164,7 @@ class Engine:
         config = self.policy.config
         self.provider = setup_provider(self.service, self.instance)
         nameservers = [parse_address(address) for address in config.dns.nameservers]
-        self.names = DnsResolver(nameservers, EventLoopRuntime().rng, self._resolved)
+        self.resolver = DnsResolver(nameservers, EventLoopRuntime().rng, self._resolved)
         if config.control is None:
             self.identify(config)
             source = self._source()
@@ -246,7 +246,7 @@ class Engine:
             threads, self.threads = self.threads, None
         if self.follower is not None:
             self.follower.stop()  # first: the agent may be waiting for an answer on its connections
-        for thread in (self.names, self._agent, self._storage_agent):
+        for thread in (self.resolver, self._agent, self._storage_agent):
             if thread is not None:
                 thread.stop()
         if self.provider is not None:
@@ -355,9 +355,9 @@ class Engine:
         if fixed:
             logger.warning("mesh.yaml: %s will be in force when this process starts again", ", ".join(fixed))
         with self._lock:
-            if self.names is not None:
-                self.names.keep({question for name in config.names() for question in config.questions(name)})
-                config = config.with_resolved(self.names.answers())
+            if self.resolver is not None:
+                self.resolver.keep({question for name in config.names() for question in config.questions(name)})
+                config = config.with_resolved(self.resolver.answers())
             old = self.policy
             new = self.snapshot(config, known, old)
             for name in old.names():
@@ -375,8 +375,8 @@ class Engine:
                 self.put_in_force(self.policy.config, self.policy.known, quiet=True)
 
     def _resolve(self, questions: Collection[Question]) -> None:
-        if self.names is not None:
-            self.names.follow(questions)
+        if self.resolver is not None:
+            self.resolver.follow(questions)
 
     def _retire_later(self, now: float) -> None:
         """`RETIRE_AFTER_S` after the last change, so that what comes back is found; though it never stops changing."""

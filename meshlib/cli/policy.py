@@ -45,14 +45,14 @@ def check(file: str, json: bool) -> None:
 def _empty_subsets(config: MeshConfig) -> list[tuple[str, str]]:
     """Subsets of services that have endpoints, but none with these labels: calls to them fail until one comes.
 
-    Not those of services that are registered: who they are is not in the file.
+    Not those of services that are registered or named: who they are is not in the file.
     """
     return [
         (name, subset)
         for name in config.names()
         for subset, labels in config.services[name].subsets.items()
         if config.endpoints(name)
-        and not config.has_registry(name)
+        and not (config.has_registry(name) or config.questions(name))
         and not any(endpoint.has(labels) for endpoint in config.endpoints(name))
     ]
 

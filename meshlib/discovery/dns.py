@@ -105,7 +105,7 @@ class DnsResolver:
                 task.add_done_callback(lookups.discard)
             if answers != self._answers:
                 self._answers = answers
-                self._changed(answers)
+                self._tell(answers)
             try:
                 await asyncio.wait_for(self._wake.wait(), None if wake_at == math.inf else max(0.0, wake_at - now))
             except TimeoutError:
@@ -115,19 +115,24 @@ class DnsResolver:
         for task in lookups:
             task.cancel()
 
-    async def _look_up(self, name: Name) -> None:
-        from dns.exception import DNSException
-        from dns.resolver import NXDOMAIN
+    def _tell(self, answers: Answers) -> None:
+        try:
+            self._changed(answers)
+        except Exception:
+            logger.exception("what name servers said is not in force; the next change is told again")
 
+    async def _look_up(self, name: Name) -> None:
         values: Values | None = ()
         ttl_s, trouble = 0.0, "the name has no such records"
         async with self._places:
             try:
                 values, ttl_s = await asyncio.wait_for(self._ask(name), LOOKUP_S)
-            except NXDOMAIN as error:
-                values, ttl_s = None, _negative_ttl_s(error)
-            except (DNSException, OSError, TimeoutError, UnicodeError) as error:
-                trouble = str(error) or "no name server has answered in time"
+            except TimeoutError:
+                trouble = "no name server has answered in time"
+            except ImportError:
+                trouble = "dnspython is not installed: pip install 'service-meshlib[dns]'"
+            except Exception as error:  # whatever a name server makes of it, the name is asked again later
+                trouble = str(error) or type(error).__name__
         now = time.monotonic()
         with self._lock:
             if values:
@@ -142,7 +147,15 @@ class DnsResolver:
         self._wake.set()
 
     async def _ask(self, name: Name) -> tuple[Values | None, float]:
-        """What there is, and for how long; None: it is said that there is no such service (RFC 2782)."""
+        """What there is, and for how long; None: it is said that there is no such name."""
+        from dns.resolver import NXDOMAIN
+
+        try:
+            return await self._records(name)
+        except NXDOMAIN as error:
+            return None, _negative_ttl_s(error)
+
+    async def _records(self, name: Name) -> tuple[Values | None, float]:
         resolver = self._resolver()
         if name.kind == "srv":
             answer = await _answer(resolver, name.name, "SRV")

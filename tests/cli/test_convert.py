@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from importlib import import_module
 
 from click.testing import CliRunner
 
 from meshlib.cli import meshlib as main
 from meshlib.config import parse_config
+from meshlib.interop import conversion
 
 TEXT = """
 kind: Gateway
@@ -33,6 +35,11 @@ def test_convert(tmp_path):
     assert CliRunner().invoke(main, ["convert", "--from", "gateway-api", str(path), "--strict"]).exit_code == 1
     printed = json.loads(CliRunner().invoke(main, ["convert", "--from", "gateway-api", str(path), "--json"]).stdout)
     assert {line["outcome"] for line in printed["report"]} == {"kept", "approximated"}
+
+
+def test_it_takes_what_can_be_converted():
+    """The choice is that of the library."""
+    assert import_module("meshlib.cli.convert").SYSTEMS == conversion.SYSTEMS
 
 
 def test_a_mistake_is_told(tmp_path):

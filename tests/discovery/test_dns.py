@@ -179,3 +179,35 @@ def test_it_stops_while_it_asks(server):
     thread.join(PATIENCE_S)
     assert not thread.is_alive()
     asker.resolver.stop()
+
+
+def test_a_lookup_that_breaks_is_a_failure_like_any_other(server, asker, monkeypatch):
+    """The name is asked again; a library that is missing is said by its extra."""
+    broken = [ImportError("dns"), ValueError("odd")]
+
+    async def records(_resolver, name):
+        if broken:
+            raise broken.pop(0)
+        return ("127.0.0.1",), 60.0
+
+    monkeypatch.setattr(resolution, "RETRY_MAX_S", 0.1)
+    monkeypatch.setattr(DnsResolver, "_records", records)
+    asker.resolver.follow([ORDERS])
+    assert "service-meshlib[dns]" in asker.until(ORDERS).trouble
+    assert addresses(asker.until(ORDERS, lambda found: bool(found.endpoints))) == ["127.0.0.1:8080"]
+
+
+def test_a_policy_that_cannot_be_put_in_force_does_not_end_it(server, caplog):
+    """What comes after is told all the same."""
+    told = queue.Queue()
+
+    def changed(answers):
+        told.put(answers)
+        raise RuntimeError("not now")
+
+    resolver = DnsResolver([("127.0.0.1", server.port)], random.Random(1), changed)
+    server.records["a.test", "A"] = server.records["b.test", "A"] = (60, ["127.0.0.1"])
+    for name in ("a.test", "b.test"):
+        resolver.follow([Question("dns", name, 1)])
+        assert Question("dns", name, 1) in told.get(timeout=PATIENCE_S)
+    resolver.stop()
