@@ -127,7 +127,8 @@ def _counts(config: MeshConfig) -> dict[str, int]:
     return {
         "services": len(config.services),
         "endpoints": sum(len(config.endpoints(name)) for name in config.services),
-        "routes": sum(len(service.routes) for service in config.services.values()),
+        "routes": sum(len(service.routes) for service in config.services.values())
+        + sum(len(gateway.routes) for gateway in config.gateways.values()),
     }
 
 

@@ -52,6 +52,29 @@ def written(folder: Path, text: str) -> str:
     return str(file)
 
 
+def test_routes_of_a_gateway_are_counted(tmp_path: Path) -> None:
+    """As those of services are; and a subset of endpoints that have names is not said to be empty."""
+    file = written(
+        tmp_path,
+        """\
+version: 1
+mesh: shop
+services:
+  items:
+    allow_routes_from: [gateway/edge]
+    endpoints: [{static: ["127.0.0.1:1"]}, {dns: {address: "items.test:1", labels: {track: canary}}}]
+    subsets: {canary: {track: canary}}
+gateways:
+  edge:
+    listeners: [{name: http, port: 80}]
+    routes: [{name: items, backends: [{service: items}]}]
+""",
+    )
+    result = run("check", file)
+    assert "1 service, 1 endpoint, 1 route, version" in result.stdout
+    assert result.stderr == ""
+
+
 def test_a_good_file_is_ok_with_its_counts(tmp_path: Path) -> None:
     """One line on stdout, nothing on stderr, exit code 0."""
     file = written(tmp_path, GOOD)

@@ -54,17 +54,17 @@ def test_a_fork_under_another_name_is_found(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_what_an_extra_lacks_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also through an extra that it names; what nobody asked for is not."""
+    """Also through an extra that it names; one that this release does not use is not."""
     lines = [
         "httpx<0.29,>=0.28",
         'uvicorn<0.55,>=0.54; extra == "server"',
         'click>=8.1; extra == "cli"',
         "service-meshlib[cli,server]; extra == 'control'",
         "service-meshlib[control]; extra == 'demo'",
-        'grpcio>=1.66; extra == "grpc"',
+        'redis>=5; extra == "redis"',
     ]
     monkeypatch.setattr(machine, "_requirements", lambda: lines)
-    monkeypatch.setattr(machine, "_version", lambda name: "" if name in ("uvicorn", "grpcio") else "1")
+    monkeypatch.setattr(machine, "_version", lambda name: "" if name in ("uvicorn", "redis") else "1")
     ((level, said),) = found("extras")
     assert level == "warning"
     assert said == (
