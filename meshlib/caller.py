@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from .plan import ServicePlan
@@ -12,6 +14,7 @@ if TYPE_CHECKING:
     from .engine import Engine
     from .stack import Service
 
+GRPC_PARTS = ("grpc", "grpc_health", "grpc_reflection")
 DECODED_BYTES_MAX = 100 * 1024 * 1024
 """Limit of a decoded body where the service is not known: what `limits.max_decoded_body` has built in."""
 DESTINATIONS_MAX = 4096
@@ -106,12 +109,19 @@ class Callers:
         return MeshTransport(self)
 
 
+@contextmanager
+def needs_grpc() -> Iterator[None]:
+    """Around an import of what speaks gRPC: ImportError names the extra where that is missing."""
+    try:
+        yield
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] not in GRPC_PARTS:
+            raise
+        raise ImportError("gRPC needs: pip install 'service-meshlib[grpc]'", name="grpc") from None
+
+
 def _grpc_channels() -> Any:
     """The module, loaded when it is first used."""
-    try:
+    with needs_grpc():
         from .transport.grpc import channel
-    except ImportError as error:
-        if (error.name or "").partition(".")[0] != "grpc":
-            raise
-        raise ImportError("channels need: pip install 'service-meshlib[grpc]'", name="grpc") from None
     return channel

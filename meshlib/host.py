@@ -90,6 +90,17 @@ class ServerHost:
             return None
         return IdentityContext(ssl.PROTOCOL_TLS_SERVER) if credentials is None else credentials.listener()
 
+    def pem(self) -> tuple[int, tuple[bytes, bytes, bytes]] | None:
+        """The generation of our identity, and its chain, key and roots, for a server that speaks TLS itself; None where
+        mTLS is disabled. ConfigError: strict without an identity.
+        """
+        if not self.strict:
+            return None
+        credentials = self._engine.credentials
+        if credentials is None:
+            raise ConfigError("mtls: strict needs an identity, and this process has none")
+        return credentials.generation, credentials.pem()
+
     def server_service(self, leaf: Service) -> Service:
         """The server stack around an application."""
         engine = self._engine

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .call_policy import call_policy
-from .caller import Callers
+from .caller import Callers, needs_grpc
 from .engine import Engine
 from .errors import ConfigError
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .config import MeshConfig
     from .host import ServerHost
     from .transport.asgi import MeshAsgi
+    from .transport.grpc.serving import AioServer, BlockingServer
     from .transport.handlers import Handlers
     from .transport.wsgi import MeshWsgi
 
@@ -199,26 +200,61 @@ class Mesh:
 
         return MeshWsgi(app, self._own_host())
 
+    def grpc_server(
+        self,
+        *,
+        host: str | None = None,
+        port: int = 0,
+        advertise: str | None = None,
+        reflection: bool = False,
+        **options: Any,
+    ) -> AioServer:
+        """A grpc.aio.Server that is part of the mesh: mTLS by the policy of this service, registration, drain, health.
+
+        Servicers are added to it as to grpc's own; `mesh.run(server)`, `await mesh.serve(server)`, or its own `start`
+        and `stop`. `host`, `port`, `advertise`: as for `serve`. `reflection`: may callers ask what it serves?
+        `options`: those of grpc.aio.server; TypeError for one that is none. `grpc.health.v1` is always served. Whether
+        it speaks mTLS is decided when it starts. ImportError names the extra `grpc` where that is missing.
+        """
+        with needs_grpc():
+            from .transport.grpc.serving import AioServer
+        return AioServer(self._own_host(), host, port, advertise, reflection=reflection, **options)
+
+    def sync_grpc_server(
+        self,
+        *,
+        host: str | None = None,
+        port: int = 0,
+        advertise: str | None = None,
+        reflection: bool = False,
+        **options: Any,
+    ) -> BlockingServer:
+        """The same on threads: a grpc.Server; 40 of them unless `thread_pool` is given."""
+        with needs_grpc():
+            from .transport.grpc.serving import BlockingServer
+        return BlockingServer(self._own_host(), host, port, advertise, reflection=reflection, **options)
+
     def grpc_interceptors(self) -> list[grpc.aio.ServerInterceptor]:
         """The server side of the mesh for a grpc.aio server: `aio.server(interceptors=mesh.grpc_interceptors())`.
 
         Deadline, trace, metrics, drain and `current()` as for HTTP. The port and its credentials are the server's own;
         where this service is `strict`, a caller whose certificate has no SPIFFE id is refused (UNAUTHENTICATED).
         """
-        from .transport.grpc.server import AioInterceptor
-
+        with needs_grpc():
+            from .transport.grpc.server import AioInterceptor
         return [AioInterceptor(self._own_host())]
 
     def sync_grpc_interceptors(self) -> list[grpc.ServerInterceptor]:
         """The same for a grpc server on threads."""
-        from .transport.grpc.server import BlockingInterceptor
-
+        with needs_grpc():
+            from .transport.grpc.server import BlockingInterceptor
         return [BlockingInterceptor(self._own_host())]
 
     async def serve(
         self, app: Any = None, host: str | None = None, port: int = 0, advertise: str | None = None
     ) -> None:
-        """Serve until a signal, with mTLS, peer identity and drain. `app`: ASGI, WSGI, or None: the decorated handlers.
+        """Serve until a signal, with mTLS, peer identity and drain. `app`: ASGI, WSGI, a server of `grpc_server` or
+        `sync_grpc_server`, or None: the decorated handlers.
 
         `host`: 127.0.0.1 with `identity: {source: dev}`. `port` 0 takes a free one, which the log names. `advertise`:
         the address that others reach it by, where that differs.
@@ -228,6 +264,9 @@ class Mesh:
         own = self._own_host()
         own.own_server = True
         await own.startup()
+        if _is_grpc_server(app):
+            await app.at(host, port, advertise).serve()
+            return
         await MeshServer(
             self._application(app),
             own,
@@ -332,8 +371,10 @@ class Mesh:
         return self._handlers
 
     def _application(self, app: Any) -> Any:
-        if app is not None:
+        if callable(app):
             return app
+        if app is not None:
+            raise ConfigError(f"{app!r} cannot be served: pass an ASGI or WSGI application, or a mesh.grpc_server()")
         if self._handlers is None:
             raise ConfigError("there is nothing to serve: decorate a handler (@mesh.get …), or pass an application")
         return self._handlers
@@ -348,6 +389,12 @@ def _schedule(given: Any) -> Schedule:
     from .interop.tenacity import schedule_of
 
     return schedule_of(*parts)
+
+
+def _is_grpc_server(app: Any) -> bool:
+    """Is it one of ours? Loads grpc for nobody who has not."""
+    module = sys.modules.get("meshlib.transport.grpc.serving")
+    return module is not None and isinstance(app, module.MeshGrpcServer)
 
 
 def _said(error: ConfigError | OSError) -> int:

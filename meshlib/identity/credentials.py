@@ -120,6 +120,11 @@ class Credentials:
         """The one server context, for any number of sockets: each handshake gets the current leaf and roots."""
         return self._listener
 
+    def pem(self) -> tuple[bytes, bytes, bytes]:
+        """Our chain, our key and the roots that speak for the peers, all of one generation."""
+        live = self._live
+        return live.svid.certificate_pem, live.svid.private_key_pem, live.bundle.pem
+
     def refresh(self) -> bool:
         """Ask the source; True when a new generation is live. Never raises for a failing source; may block on it.
 
@@ -206,8 +211,7 @@ class ClientTls:
 
     def pem(self) -> tuple[bytes, bytes, bytes]:
         """Our chain, our key and the roots that speak for the peers."""
-        svid = self._credentials.svid
-        return svid.certificate_pem, svid.private_key_pem, self._credentials.bundle.pem
+        return self._credentials.pem()
 
     def not_after(self) -> float:
         """Unix time when our own leaf ends: no connection may be used beyond."""

@@ -17,10 +17,8 @@ import asyncio
 import contextlib
 import logging
 import math
-import signal
 import socket
 import sys
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -29,6 +27,7 @@ import uvicorn
 from ..errors import ConfigError
 from .asgi import AsgiApp, Host, MeshAsgi
 from .lifespan import PEERS
+from .signals import on_signals
 from .uvicorn import PeerProtocol
 from .wsgi import MeshWsgi, as_asgi, looks_like_wsgi
 
@@ -42,7 +41,6 @@ LINGER_STEP_S = 0.02
 LAST_WORDS_S = 1.0
 """How long the lifespan may take when a second signal ends everything."""
 BACKLOG = 2048
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 _log = logging.getLogger("meshlib.transport")
 
@@ -97,7 +95,7 @@ class MeshServer:
         server = self._server = _Uvicorn(self._config(), self)
         server.should_exit = self._asked
         try:
-            with self._signals(), _quiet():
+            with on_signals(self._signalled), _quiet():
                 await self._until_stopped(server)
         except SystemExit:
             said = str(getattr(self.app, "failure", "")).strip().splitlines() or ["its lifespan failed; see the log"]
@@ -139,22 +137,6 @@ class MeshServer:
 
     def _signalled(self) -> None:
         self._stop(force=self._stopping)
-
-    @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        loop = asyncio.get_running_loop()
-        before = {number: signal.getsignal(number) for number in SIGNALS}
-        for number in SIGNALS:
-            loop.add_signal_handler(number, self._signalled)
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                loop.remove_signal_handler(number)
-                signal.signal(number, handler)
 
     def _config(self) -> uvicorn.Config:
         return uvicorn.Config(

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 METHODS_MAX = 4096
 """Methods whose wrapped handler is kept; that of one beyond is made for each call."""
+HEALTH = "/grpc.health.v1.Health/"
+"""Methods that are served without the stack: a probe is answered also under overload, and is no work to wait for."""
 NO_DEADLINE_S = 1e9
 """grpc on threads says this much, or more, where the caller set no deadline."""
 
@@ -151,8 +153,8 @@ class AioInterceptor(_Interceptor, aio.ServerInterceptor):
     async def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
         """The handler of a method, behind the server stack."""
         handler = await continuation(handler_call_details)
-        if handler is None:
-            return None
+        if handler is None or handler_call_details.method.startswith(HEALTH):
+            return handler
         if self._service is None:
             await self.host.startup()
             self._service = self.host.server_service(_run)
@@ -177,8 +179,8 @@ class BlockingInterceptor(_Interceptor, grpc.ServerInterceptor):
     def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
         """The handler of a method, behind the server stack."""
         handler = continuation(handler_call_details)
-        if handler is None:
-            return None
+        if handler is None or handler_call_details.method.startswith(HEALTH):
+            return handler
         if self._service is None:
             self.host.start()
             self._service = self.host.server_service(_run)
