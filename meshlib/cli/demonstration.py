@@ -6,17 +6,18 @@ import click
 
 from .output import REFUSED, as_json
 
-NEEDED = ("rich", "fastapi", "flask", "uvicorn", "a2wsgi", "tenacity")
+NEEDED = ("rich", "fastapi", "flask", "uvicorn", "a2wsgi", "tenacity", "grpc", "grpc_health")
 
 
 @click.command()
 @click.option("--keep", is_flag=True, envvar="KEEP", help="Leave it running afterwards, until Ctrl-C.  [env: KEEP=1]")
 @as_json
 def demo(keep: bool, json: bool) -> None:
-    """Start a config service and three services as processes, and check under traffic what a mesh promises.
+    """Start a config service and four services as processes, and check under traffic what a mesh promises.
 
-    A canary is shifted, a broken policy refused, certificates are rotated, replicas killed and drained, and the config
-    service itself is stopped and killed. It takes about a minute. The exit code is 0 when every promise was held.
+    A canary is shifted, a broken policy refused, a fault injected, certificates are rotated, replicas killed and
+    drained, and the config service itself is stopped and killed. It takes about a minute. The exit code is 0 when
+    every promise was held.
 
     \b
     Example:

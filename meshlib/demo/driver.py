@@ -30,7 +30,7 @@ from .stage import Plan, Scene, Stage
 
 HELD, BROKEN, REFUSED, INTERRUPTED = 0, 1, 2, 130
 """Exit codes: every promise held; one did not; the demo could not be played; Ctrl-C before the end."""
-REPLICAS = {"storefront": ("", ""), "orders": ("", ""), "inventory": ("v1", "v1", "v2")}
+REPLICAS = {"storefront": ("", ""), "orders": ("", ""), "inventory": ("v1", "v1", "v2"), "prices": ("", "")}
 """Service → a version for each replica, '' where there is only one version."""
 SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 

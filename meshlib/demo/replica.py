@@ -12,7 +12,7 @@ import runpy
 import sys
 import threading
 
-APPLICATIONS = ("storefront", "orders", "inventory")
+APPLICATIONS = ("storefront", "orders", "inventory", "prices")
 CONTROL = "control"
 
 

@@ -95,7 +95,7 @@ def results(shopper: Shopper, census: Census, scenes: list[Scene]) -> dict[str, 
     return {
         "calls": shopper.calls,
         "failures": shopper.failures,
-        "injected": 0,
+        "injected": shopper.injected,
         "retries": census.retries(),
         "p50_ms": shopper.quantile_ms(0.5),
         "p99_ms": shopper.quantile_ms(0.99),

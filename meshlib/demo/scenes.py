@@ -12,26 +12,23 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from . import outage
+from . import injection, outage
 from .census import Member, total
 from .fleet import Replica
 from .joining import join
-from .stage import GIVE_UP_S, LOOK_S, Scene, Stage, milliseconds, said
+from .stage import GIVE_UP_S, IN_FORCE_S, LOOK_S, SIGMAS, Scene, Stage, milliseconds, said, sigmas_off
 
-IN_FORCE_S = 1.0
-"""Promised: from the edit of mesh.yaml until every process that follows the edited service works by it."""
 ROTATED_S = 3.0
 """Promised: from the rotation until every process shows a new certificate. The config service asks processes to spread
 their renewals, in a mesh of this size over a second."""
 BACK_S = 5.0
 """Promised: from the moment a restarted replica listens until it is called again."""
 DRAIN_S = 10.0
-SIGMAS = 3.0
 
 
 def steady(stage: Stage) -> Scene:
     """Calls reach every replica that may be called."""
-    stage.say("calling: shopper → storefront → orders → inventory")
+    stage.say("calling: shopper → storefront → orders → inventory, storefront → prices (gRPC)")
     stage.shopper.resume()
     failed = stage.shopper.failures
     stage.shopper.wait_calls(stage.plan.steady_calls)
@@ -104,7 +101,7 @@ def killed(stage: Stage) -> Scene:
     failed = stage.shopper.failures - failed
     back = [milliseconds(back_s) for back_s in backs_s]
     return Scene(
-        "SIGKILL of " + " and ".join(names),
+        "SIGKILL of " + ", ".join(names),
         f"0 failed calls; started elsewhere, they are called again ≤ {BACK_S * 1e3:.0f} ms after they listen",
         f"{failed} failed; {', '.join(said(back_s, 'called again after', 'not called again') for back_s in backs_s)}",
         failed == 0 and all(back_s <= BACK_S for back_s in backs_s),
@@ -217,30 +214,25 @@ def counts(stage: Stage) -> Scene:
     shopper.pause()
     give_up = time.monotonic() + 2.0
     served = -1
-    while served < shopper.calls and time.monotonic() < give_up:  # a server counts when its reply has been sent
+    sent = shopper.calls - shopper.injected
+    while served < sent and time.monotonic() < give_up:  # a server counts when its reply has been sent
         for member in stage.members:
             stage.census.scrape(member)
         served = stage.census.edges()["shopper", "storefront"]
     retried = stage.census.retries("shopper")
     return Scene(
         "the shopper counts, the servers count",
-        "storefront served each call of the shopper once, and again only what was retried",
-        f"{shopper.calls:,} calls sent, {retried} retried by the shopper, {served:,} served",
-        shopper.calls <= served <= shopper.calls + retried and shopper.failures == 0,
-        {"calls": shopper.calls, "retries": retried, "served": served, "failures": shopper.failures},
+        "storefront served each call of the shopper once, and again only what was retried; none with an injected fault",
+        f"{sent:,} calls sent, {retried} retried by the shopper, {served:,} served",
+        sent <= served <= sent + retried and shopper.failures == 0,
+        {"calls": sent, "retries": retried, "served": served, "failures": shopper.failures},
     )
 
 
 SCENES: Sequence[Callable[[Stage], Scene]] = (
-    join, steady, canary, broken_edit, rotation, killed, drain, outage.stopped, outage.killed, counts,
+    join, steady, canary, broken_edit, injection.injected, rotation, killed, drain, outage.stopped, outage.killed,
+    counts,
 )  # fmt: skip
-
-
-def sigmas_off(seen: int, of: int, share: float) -> float:
-    """How many standard deviations of a binomial `seen` of `of` is from `share`; infinite where there is none."""
-    off = abs(seen - of * share)
-    sigma = (of * share * (1 - share)) ** 0.5
-    return off / sigma if sigma else 0.0 if off == 0 else float("inf")
 
 
 def _back_in_rotation(stage: Stage, replica: Replica) -> float:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from .process import DemoError
 
-SERVICES = ("storefront", "orders", "inventory")
+SERVICES = ("storefront", "orders", "inventory", "prices")
 TRUST_DOMAIN = "shop.dev"
 PORTS = range(20_000, 32_768)
 """Below those that systems take for connections out (32768 on Linux, 49152 elsewhere), so that a process that starts
@@ -26,7 +26,7 @@ identity: {source: control}     # certificates are the config service's; every c
 services:
   storefront:
     endpoints: [{registry: {}}]     # whoever has registered: nobody is listed here
-  orders:
+%s  orders:
     endpoints: [{registry: {}}]
   inventory:
     endpoints: [{registry: {}}]
@@ -36,6 +36,19 @@ services:
         backends:           # the canary: change the weights
           - {subset: v1, weight: %s}
           - {subset: v2, weight: %s}
+  prices:
+    endpoints: [{registry: {}}]
+    protocol: grpc
+    routes:
+      - name: price
+        idempotent: true    # gRPC does not say which calls may be sent twice
+"""
+FAULT_SHARE = 0.2
+_FAULT = f"""\
+    routes:
+      - name: pages
+        retries: {{max_retries: 0}}
+        fault: {{abort: {{http_status: 503, percent: {FAULT_SHARE:.0%}}}}}     # on purpose
 """
 
 
@@ -47,12 +60,22 @@ class Shop:
         self._taken: set[int] = set()
         self._port = self.free_port()
         self.url = f"https://127.0.0.1:{self._port}"
+        self._weights, self._fault = ("100", "0"), False
         (folder / "logs").mkdir()
-        self.write_mesh("100", "0")
+        self._write()
 
     def write_mesh(self, v1: str, v2: str) -> None:
         """mesh.yaml with these weights of inventory's two versions, as text: they need not be right."""
-        _replace(self.file, _MESH % (self._port, v1, v2))
+        self._weights = v1, v2
+        self._write()
+
+    def inject(self, fault: bool) -> None:
+        """mesh.yaml in which a share FAULT_SHARE of the calls to storefront fails on purpose, or no longer does."""
+        self._fault = fault
+        self._write()
+
+    def _write(self) -> None:
+        _replace(self.file, _MESH % (self._port, _FAULT if self._fault else "", *self._weights))
 
     def write_token(self, service: str, token: str) -> None:
         """Keep the join token of a service, for this user alone."""

@@ -27,27 +27,35 @@ from .shop import Shop
 IN_FLIGHT_MAX = 64
 LATENCIES_MAX = 100_000
 """Latencies kept for the quantiles: the latest."""
+INJECTED_MAX = 1000
+"""Numbers of calls with an injected fault that are kept: the latest."""
 FAILURES_SHOWN = 5
 START_WITHIN_S = 15.0
 STOP_WITHIN_S = 2.0
 
 
 class Sample:
-    """Some of the calls, from their beginning: `begun`, `ended`, and the versions of inventory that answered."""
+    """Some of the calls, from their beginning: `begun`, `ended`, how many failed by an injected fault, and the versions
+    of inventory that answered.
+    """
 
     def __init__(self) -> None:
-        self.begun = self.ended = 0
+        self.begun = self.ended = self.injected = 0
         self.versions: Counter[str] = Counter()
 
 
 class Shopper:
-    """`rate`: calls a second. Counts are read from any thread; they are written by the shopper's own."""
+    """`rate`: calls a second. `injected`: how many failed by a fault of mesh.yaml, which are not among the `failures`,
+    and `injected_calls` which ones. Counts are read from any thread; they are written by the shopper's own.
+    """
 
     name = service = "shopper"
     run = 1
 
     def __init__(self, shop: Shop, rate: float) -> None:
         self.rate, self.calls, self.ended, self.failures = rate, 0, 0, 0
+        self.injected = 0
+        self.injected_calls: deque[int] = deque(maxlen=INJECTED_MAX)
         self.trails: list[str] = []
         self.latencies_s: deque[float] = deque(maxlen=LATENCIES_MAX)
         self.address = self.admin = ""
@@ -155,14 +163,20 @@ class Shopper:
                 self.latencies_s.append(time.monotonic() - began)
                 sample.versions[reply.json()["order"]["item"]["version"]] += 1
             else:
-                self._failed(number, f"{reply.status_code} {reply.text[:300]}", reply.extensions.get("meshlib.trail"))
+                trail = reply.extensions.get("meshlib.trail")
+                self._failed(number, f"{reply.status_code} {reply.text[:300]}", trail, sample)
         except (httpx.HTTPError, MeshError, ValueError, KeyError) as error:
-            self._failed(number, repr(error), getattr(error, "trail", None))
+            self._failed(number, repr(error), getattr(error, "trail", None), sample)
         finally:
             sample.ended += 1
             self.ended += 1
 
-    def _failed(self, number: int, what: str, trail: object) -> None:
+    def _failed(self, number: int, what: str, trail: object, sample: Sample) -> None:
+        if "fault injected: abort" in str(trail):
+            self.injected += 1
+            self.injected_calls.append(number)
+            sample.injected += 1
+            return
         self.failures += 1
         if len(self.trails) < FAILURES_SHOWN:
             self.trails.append(f"call {number}, {time.strftime('%H:%M:%S')}: {what}\n{trail or ''}".rstrip())

@@ -20,6 +20,9 @@ from .shopper import Shopper
 GIVE_UP_S = 10.0
 """A promise that takes this long is broken; nobody waits longer."""
 LOOK_S = 0.03
+IN_FORCE_S = 1.0
+"""Promised: from the edit of mesh.yaml until every process that follows the edited service works by it."""
+SIGMAS = 3.0
 EDITED = "inventory"
 """The service whose policy the scenes edit."""
 
@@ -32,7 +35,7 @@ class Plan:
     steady_calls: int = 400
     split_calls: int = 400
     canary: tuple[int, ...] = (10, 50, 100, 0)
-    victims: tuple[str, ...] = ("orders-1", "inventory-1")
+    victims: tuple[str, ...] = ("orders-1", "inventory-1", "prices-1")
     down_calls: int = 150
     after_calls: int = 100
     calls_min: int = 5000
@@ -95,18 +98,22 @@ class Stage:
         """Edit mesh.yaml: v2 of inventory gets so many percent. Seconds until that is in force in every process that
         follows inventory: each then shows the version that the config service has published.
         """
-        before, began = self.control.version(EDITED), time.monotonic()
-        self.shop.write_mesh(str(100 - v2), str(v2))
-        published = self.until(began, lambda: self.control.version(EDITED) != before)
+        return self.in_force(EDITED, lambda: self.shop.write_mesh(str(100 - v2), str(v2)))
+
+    def in_force(self, service: str, write: Callable[[], None]) -> float:
+        """The same of any edit that changes the policy of one service."""
+        before, began = self.control.version(service), time.monotonic()
+        write()
+        published = self.until(began, lambda: self.control.version(service) != before)
         if published == float("inf"):
             return published
-        version = self.control.version(EDITED)
-        return self.until_all(began, lambda member: self.version(member) in (None, version))
+        version = self.control.version(service)
+        return self.until_all(began, lambda member: self.version(member, service) in (None, version))
 
-    def version(self, member: Member) -> int | None:
-        """The version of inventory's policy that a process works by; None where it does not follow inventory."""
+    def version(self, member: Member, service: str = EDITED) -> int | None:
+        """The version of a service's policy that a process works by; None where it does not follow that service."""
         shown = self.census.scrape(member).get("meshlib_policy_version", ())
-        return next((int(value) for labels, value in shown if labels["resource"] == f"service/{EDITED}.default"), None)
+        return next((int(value) for labels, value in shown if labels["resource"] == f"service/{service}.default"), None)
 
     def versions(self) -> list[int]:
         """The same, of all that follow it."""
@@ -127,6 +134,13 @@ class Stage:
         ):
             shown: Any = secure.getpeercert()  # not None: it was verified
         return Leaf(shown["serialNumber"], ssl.cert_time_to_seconds(shown["notBefore"]) + BACKDATE_S)
+
+
+def sigmas_off(seen: int, of: int, share: float) -> float:
+    """How many standard deviations of a binomial `seen` of `of` is from `share`; infinite where there is none."""
+    off = abs(seen - of * share)
+    sigma = (of * share * (1 - share)) ** 0.5
+    return off / sigma if sigma else 0.0 if off == 0 else float("inf")
 
 
 def milliseconds(seconds: float) -> int | None:

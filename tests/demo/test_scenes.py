@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 
 from meshlib.demo.outage import FOLLOWED_S, NOTICED_S, SLACK_S, Outage
-from meshlib.demo.scenes import IN_FORCE_S, Step, sigmas_off
-from meshlib.demo.stage import milliseconds
+from meshlib.demo.scenes import Step
+from meshlib.demo.stage import IN_FORCE_S, milliseconds, sigmas_off
 
 
 def test_a_split_is_measured_in_sigmas() -> None:
