@@ -95,6 +95,7 @@ _ENVIRONMENT = {
     "MESHLIB_OPERATOR_TOKEN_FILE": "A file with the operator's token, for the command line. `--token-file` wins.",
     "MESHLIB_SERVICE": "The name of a `Mesh()` that was given none. Default: `anonymous`.",
     "MESHLIB_STATE_DIR": "Wins over `state_dir` of mesh.yaml; relative to the folder of that file.",
+    "MESHLIB_GRPC_FAST_LEAF": "`0`: unary gRPC attempts go by grpc's public API only (ADR 0025).",
     "MESHLIB_TOKEN_FILE": "A file with the join token that a process enrols with, once, at the config service.",
     "MESHLIB_ZONE": "The zone that this process registers with. Wins over `instance.zone`.",
     "OTEL_EXPORTER_OTLP_ENDPOINT": "Where it is set, spans are exported by OTLP.",

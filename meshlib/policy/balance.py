@@ -36,6 +36,7 @@ equals (docs/adr/0011-alike-loads.md)."""
 STALL_S = 0.1
 """A deadline that is noticed this much too late says that our own loop or thread stood still, not the endpoint."""
 _NOTHING: Mapping[str, str] = MappingProxyType({})
+_ONLY = ("the only endpoint left to pick",)
 _ALONE = ("drawn by weight, no other endpoint has this one's",)
 _SESSION = ("its session's endpoint",)
 
@@ -82,12 +83,13 @@ class Cluster:
             kept = self._by_key.get(preferred)
             if kept is not None and kept.admits(now) and all(attempt.key != preferred for attempt in tried):
                 return kept, _SESSION
-        if not tried and len(self.nodes) > 1 and not self._priorities:
-            picked = self._choose(self.nodes, now, rng)
-            if picked[0].admits(now):
+        if not tried and not self._priorities:
+            known = self.nodes
+            picked = self._choose(known, now, rng) if len(known) > 1 else (known[0], _ONLY) if known else None
+            if picked is not None and picked[0].admits(now):
                 return picked
         nodes = self._eligible(now, tried)
-        return self._choose(nodes, now, rng) if len(nodes) > 1 else (nodes[0], ("the only endpoint left to pick",))
+        return self._choose(nodes, now, rng) if len(nodes) > 1 else (nodes[0], _ONLY)
 
     def _eligible(self, now: float, tried: Sequence[Attempt]) -> list[Node]:
         eligible = [node for node in self.nodes if node.admits(now)]

@@ -85,10 +85,10 @@ def test_a_certificate_that_is_renewed_in_the_middle_of_calls(kind: str, tmp_pat
                 await stream.write(b"1")
                 assert await stream.read() == b"<1>"
                 scope = mesh._engine.scope_of_loop()
-                (before,) = scope.grpc.connections.channels()
+                (before,) = scope.grpc.connections._open.values()
                 renew(mesh)
                 assert await method(channel, "unary_unary")(b"x") == b"a:x"
-                (after,) = scope.grpc.connections.channels()
+                (after,) = scope.grpc.connections._open.values()
                 assert after is not before
                 await stream.write(b"2")
                 assert await stream.read() == b"<2>"
@@ -101,10 +101,10 @@ def test_a_certificate_that_is_renewed_in_the_middle_of_calls(kind: str, tmp_pat
                 stream = method(channel, "stream_stream")(iter([b"1", b"2"]))
                 assert next(stream) == b"<1>"
                 scope = mesh._engine.scope_of_threads()
-                (before,) = scope.grpc.connections.channels()
+                (before,) = scope.grpc.connections._open.values()
                 renew(mesh)
                 assert method(channel, "unary_unary")(b"x") == b"a:x"
-                (after,) = scope.grpc.connections.channels()
+                (after,) = scope.grpc.connections._open.values()
                 assert after is not before
                 assert list(stream) == [b"<2>"]
 

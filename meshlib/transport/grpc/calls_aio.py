@@ -192,7 +192,11 @@ class UnaryResponse(_Base, aio.UnaryUnaryCall, aio.StreamUnaryCall):  # type: ig
             self._soon.cancel()
             yield from self._drive()
         elif not self._over.done():
-            yield from self._end().__await__()
+            try:
+                yield from self._end().__await__()
+            except asyncio.CancelledError:  # who awaits a call gives it up, as with grpc's own
+                self.cancel()
+                raise
         if self._error is not None:
             raise self._error
         assert self._reply is not None

@@ -17,7 +17,6 @@ import grpc
 from grpc.aio import _channel as aio_channel
 
 if TYPE_CHECKING:
-    from ...endpoint import Endpoint
     from ..tls_stream import ClientTls
 
     class PemTls(ClientTls, Protocol):
@@ -39,20 +38,23 @@ Make = Callable[[str, Any, list[tuple[str, Any]]], Any]
 
 
 class Connection:
-    """A real channel to one endpoint. `inflight`: attempts on it, streams until they end."""
+    """A real channel to one endpoint. `inflight`: attempts on it, streams until they end. `running`: those that its
+    channel does not know of (fast.py).
+    """
 
-    __slots__ = ("_close", "_lock", "_multicallables", "_retired", "channel", "generation", "inflight")
+    __slots__ = ("_close", "_lock", "_multicallables", "_retired", "channel", "generation", "inflight", "running")
 
     def __init__(self, channel: Any, generation: int, lock: threading.Lock, close: Callable[[Any], None]) -> None:
         self.channel, self.generation, self.inflight = channel, generation, 0
         self._lock, self._close, self._retired = lock, close, False
-        self._multicallables: dict[tuple[str, str], Any] = {}
+        self._multicallables: dict[tuple[str, bytes], Any] = {}
+        self.running: set[Any] = set()
 
-    def multicallable(self, kind: str, method: str) -> Any:
+    def multicallable(self, kind: str, method: bytes) -> Any:
         """Grpc's own, of bytes."""
         found = self._multicallables.get((kind, method))
         if found is None:
-            found = getattr(self.channel, kind)(method, _registered_method=True)
+            found = getattr(self.channel, kind)(method.decode("ascii"), _registered_method=True)
             if len(self._multicallables) < METHODS_MAX:
                 self._multicallables[kind, method] = found
         return found
@@ -86,20 +88,18 @@ class Connections:
         self._make, self._close, self._lock = make, close, threading.Lock()
         self._open: dict[tuple[str, str], Connection] = {}
 
-    def lease(self, endpoint: Endpoint, tls: PemTls | None, max_response_bytes: int) -> Connection:
+    def lease(self, address: str, tls: PemTls | None, max_response_bytes: int) -> Connection:
         """The channel to use now; it is counted until `release`."""
-        key = (endpoint.address, "" if tls is None else tls.expected)
+        key = (address, "" if tls is None else tls.expected)
         generation = 0 if tls is None else tls.generation
         connection = self._open.get(key)
         if connection is None or connection.generation != generation:
-            connection = self._renew(key, endpoint, tls, generation, max_response_bytes)
+            connection = self._renew(key, tls, generation, max_response_bytes)
         connection.begin()
         return connection
 
-    def _renew(
-        self, key: tuple[str, str], endpoint: Endpoint, tls: PemTls | None, generation: int, max_response_bytes: int
-    ) -> Connection:
-        channel = self._make(endpoint.address, _credentials(tls), _options(tls, max_response_bytes))
+    def _renew(self, key: tuple[str, str], tls: PemTls | None, generation: int, max_response_bytes: int) -> Connection:
+        channel = self._make(key[0], _credentials(tls), _options(tls, max_response_bytes))
         new = Connection(channel, generation, threading.Lock(), self._close)
         with self._lock:
             old = self._open.pop(key, None)
@@ -118,14 +118,12 @@ class Connections:
         for connection in connections:
             connection.retire()
 
-    def channels(self) -> list[Any]:
-        """The real channels in use."""
-        with self._lock:
-            return [connection.channel for connection in self._open.values()]
-
-    def forget(self) -> None:
+    def forget(self) -> list[Connection]:
         """Let go of every channel; who does closes them, or their loop is closed."""
-        self._open.clear()
+        with self._lock:
+            gone = list(self._open.values())
+            self._open.clear()
+        return gone
 
     def abandon(self) -> None:
         """Never touch a channel again, not even to free it: it is the parent process's (grpc and fork)."""

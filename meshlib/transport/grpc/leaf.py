@@ -8,11 +8,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import grpc
-from grpc.aio import AioRpcError
+from grpc.aio import AioRpcError, Metadata
 
 from ...call import FOREVER
 from ...errors import DeadlineExceeded, MeshError
 from .call import GrpcCall, GrpcReply, fields_of
+from .fast import FAST, FastCall
+from .fast_blocking import FAST_BLOCKING, FastBlockingCall
 from .metadata import mesh_metadata
 from .outcome import Ending, outcome
 from .park import Park
@@ -41,7 +43,7 @@ class Leaf:
         source: str,
         max_response_bytes: int,
     ) -> None:
-        self._connections, self._endpoint, self._tls = connections, endpoint, tls
+        self._connections, self._address, self._tls = connections, endpoint.address, tls
         self._now, self._source, self._max_response_bytes = now, source, max_response_bytes
         self._expected = None if tls is None else tls.expected
 
@@ -56,7 +58,7 @@ class Leaf:
                 raise DeadlineExceeded(
                     "there is no time left for an attempt", phase="pool", sent=False, total=deadline >= call.deadline
                 )
-        return call, self._connections.lease(self._endpoint, self._tls, self._max_response_bytes), left
+        return call, self._connections.lease(self._address, self._tls, self._max_response_bytes), left
 
     def _outcome(self, call: GrpcCall, ending: Ending, messages: bool = False) -> GrpcReply:
         deadline = min(call.deadline, call.attempt_deadline)
@@ -79,9 +81,13 @@ class AioLeaf(Leaf):
         attempt, connection, left = self._lease(call)
         released = False
         try:
+            if attempt.kind == "unary_unary" and not attempt.options:
+                if FAST.ready:
+                    return await self._fast(attempt, connection, left)
+                await FAST.probe(connection)
             streams = type(attempt.body) is not bytes
             request: Any = attempt.body.pieces() if streams else attempt.body  # type: ignore[union-attr]
-            real = connection.multicallable(attempt.kind, attempt.target.decode("ascii"))(
+            real = connection.multicallable(attempt.kind, attempt.target)(
                 request,
                 timeout=left,
                 metadata=(*attempt.metadata, *mesh_metadata(attempt, self._source)),
@@ -117,6 +123,17 @@ class AioLeaf(Leaf):
         finally:
             if not released:
                 connection.release()
+
+    async def _fast(self, attempt: GrpcCall, connection: Connection, left: float | None) -> GrpcReply:
+        real = FastCall(connection, attempt.target, left)
+        metadata = (*attempt.metadata, *mesh_metadata(attempt, self._source))
+        body = await real.run(attempt.body, metadata, connection.running)  # type: ignore[arg-type]
+        if body is not None:
+            return GrpcReply(0, body, native=real)
+        status, initial = await real.status(), await real.initial_metadata()
+        trailing = Metadata.from_tuple(status.trailing_metadata() or ())
+        said = status.details(), status.debug_error_string()
+        return self._outcome(attempt, Ending(status.code(), *said, initial, trailing))
 
 
 async def _refused(real: Any) -> None:
@@ -193,9 +210,13 @@ class BlockingLeaf(Leaf):
         attempt, connection, left = self._lease(call)
         released = False
         try:
+            if attempt.kind == "unary_unary" and not attempt.parked and not attempt.options:
+                if FAST_BLOCKING.ready:
+                    return self._fast(attempt, connection, left)
+                FAST_BLOCKING.probe(connection)
             streams = type(attempt.body) is not bytes
             request: Any = attempt.body.pieces() if streams else attempt.body  # type: ignore[union-attr]
-            multicallable = connection.multicallable(attempt.kind, attempt.target.decode("ascii"))
+            multicallable = connection.multicallable(attempt.kind, attempt.target)
             metadata = (*attempt.metadata, *mesh_metadata(attempt, self._source))
             try:
                 if attempt.kind in ("unary_unary", "stream_unary"):
@@ -226,6 +247,15 @@ class BlockingLeaf(Leaf):
         finally:
             if not released:
                 connection.release()
+
+    def _fast(self, attempt: GrpcCall, connection: Connection, left: float | None) -> GrpcReply:
+        metadata = (*attempt.metadata, *mesh_metadata(attempt, self._source))
+        request: bytes = attempt.body  # type: ignore[assignment]
+        real = FastBlockingCall(connection, attempt.target, request, left, metadata)
+        if real.body is not None:
+            return GrpcReply(0, real.body, native=real)
+        said = real.details(), real.debug_error_string(), real.initial_metadata(), real.trailing_metadata()
+        return self._outcome(attempt, Ending(real.status(), *said))
 
 
 class BlockingStream:

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
 PREVIOUS_ATTEMPTS = "grpc-previous-rpc-attempts"
 """Sent with every attempt but the first (gRFC A6)."""
+_FIRST = ("x-meshlib-attempt", "1")
 _TRACE = ("traceparent", "tracestate")
 
 
@@ -27,9 +28,9 @@ def mesh_metadata(call: Call, source: str) -> Metadata:
     """What the mesh adds to one attempt; the deadline is the real call's. `source`: this caller's name, given only
     where mTLS is disabled.
     """
-    found: list[tuple[str, str | bytes]] = [("x-meshlib-attempt", str(call.number))]
+    found: list[tuple[str, str | bytes]] = [_FIRST]
     if call.number > 1:
-        found.append((PREVIOUS_ATTEMPTS, str(call.number - 1)))
+        found = [("x-meshlib-attempt", str(call.number)), (PREVIOUS_ATTEMPTS, str(call.number - 1))]
     trace = call.trace
     if trace is not None:
         found.append(("traceparent", f"00-{trace.trace_id:032x}-{trace.span_id:016x}-{trace.sampled:02x}"))

@@ -8,6 +8,7 @@ import threading
 from typing import TYPE_CHECKING, Any, cast
 
 from .connections import Connections, make_aio, make_blocking
+from .errors import LOCALLY_CANCELLED
 from .leaf import AioLeaf, BlockingLeaf
 
 if TYPE_CHECKING:
@@ -36,10 +37,10 @@ class GrpcScope:
 
     async def aclose(self) -> None:
         """Close every channel of the running loop, and wait for it."""
-        channels = self.connections.channels()
-        self.connections.forget()
-        for channel in channels:
-            await channel.close()
+        for connection in self.connections.forget():
+            for call in tuple(connection.running):
+                call.cancel(LOCALLY_CANCELLED)
+            await connection.channel.close()
 
 
 def aio_scope(scope: LoopScope, loop: asyncio.AbstractEventLoop) -> GrpcScope:
