@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -90,10 +90,15 @@ class Callers:
             known = self._sync_clients[service] = MeshClient(self.destination(service), resolver=self)
         return known
 
-    def channel(self, service: str, compression: Any) -> Any:
+    def channel(self, service: str, compression: Any, interceptors: Sequence[Any]) -> Any:
         """See Mesh.channel."""
         self._engine.expect(service)
-        return _grpc_channels().AioChannel(self.destination(service), compression)
+        channels, destination = _grpc_channels(), self.destination(service)
+        if not interceptors:
+            return channels.AioChannel(destination, compression)
+        from .transport.grpc.intercepted import InterceptedChannel
+
+        return InterceptedChannel(destination, compression, interceptors)
 
     def sync_channel(self, service: str, compression: Any) -> Any:
         """See Mesh.sync_channel."""

@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -91,13 +91,20 @@ class Mesh:
         """A transport for an httpx.Client of your own; the host of a URL is the service."""
         return self._callers.sync_transport()
 
-    def channel(self, service: str, *, compression: grpc.Compression | None = None) -> grpc.aio.Channel:
+    def channel(
+        self,
+        service: str,
+        *,
+        compression: grpc.Compression | None = None,
+        interceptors: Sequence[grpc.aio.ClientInterceptor] = (),
+    ) -> grpc.aio.Channel:
         """A grpc.aio.Channel whose calls go to `service` through the mesh; stubs take it as grpc's own.
 
-        Errors are grpc's and meshlib's at once. `compression`: of every call that does not say it itself. ImportError
-        names the extra `grpc` where that is missing.
+        Errors are grpc's and meshlib's at once. `compression`: of every call that does not say it itself.
+        `interceptors`: around every call, the first one outermost; on threads it is grpc.intercept_channel.
+        ImportError names the extra `grpc` where that is missing.
         """
-        channel: grpc.aio.Channel = self._callers.channel(service, compression)
+        channel: grpc.aio.Channel = self._callers.channel(service, compression, interceptors)
         return channel
 
     def sync_channel(self, service: str, *, compression: grpc.Compression | None = None) -> grpc.Channel:

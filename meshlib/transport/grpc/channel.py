@@ -96,8 +96,10 @@ class _Multicallable:
         return make_call(channel.destination, self.kind, self._target, timeout, metadata, credentials, compression)
 
 
-class _AioMulticallable(_Multicallable):
-    """`wait_for_ready` changes nothing: a call waits for an endpoint as its policy says, within its deadline."""
+class AioMulticallable(_Multicallable):
+    """What a stub calls. `wait_for_ready` changes nothing: a call waits for an endpoint as its policy says, within its
+    deadline.
+    """
 
     def __call__(
         self,
@@ -119,19 +121,19 @@ class _AioMulticallable(_Multicallable):
         return answer(call, channel.destination.grpc_asyncio(), self._deserialize, written, channel.calls)
 
 
-class _AioUnaryUnary(_AioMulticallable, aio.UnaryUnaryMultiCallable):  # type: ignore[misc, type-arg]
+class _AioUnaryUnary(AioMulticallable, aio.UnaryUnaryMultiCallable):  # type: ignore[misc, type-arg]
     kind = "unary_unary"
 
 
-class _AioUnaryStream(_AioMulticallable, aio.UnaryStreamMultiCallable):  # type: ignore[misc, type-arg]
+class _AioUnaryStream(AioMulticallable, aio.UnaryStreamMultiCallable):  # type: ignore[misc, type-arg]
     kind = "unary_stream"
 
 
-class _AioStreamUnary(_AioMulticallable, aio.StreamUnaryMultiCallable):  # type: ignore[misc]
+class _AioStreamUnary(AioMulticallable, aio.StreamUnaryMultiCallable):  # type: ignore[misc]
     kind = "stream_unary"
 
 
-class _AioStreamStream(_AioMulticallable, aio.StreamStreamMultiCallable):  # type: ignore[misc]
+class _AioStreamStream(AioMulticallable, aio.StreamStreamMultiCallable):  # type: ignore[misc]
     kind = "stream_stream"
 
 
@@ -278,7 +280,12 @@ class _Factory:
 class AioChannel(_Factory, aio.Channel):  # type: ignore[misc]
     """A grpc.aio.Channel to a service of the mesh; it may be used on any event loop. `calls`: those that run."""
 
-    kinds = (_AioUnaryUnary, _AioUnaryStream, _AioStreamUnary, _AioStreamStream)
+    kinds: tuple[type[Any], type[Any], type[Any], type[Any]] = (
+        _AioUnaryUnary,
+        _AioUnaryStream,
+        _AioStreamUnary,
+        _AioStreamStream,
+    )
     usage_error = aio.UsageError("Channel is closed.")
 
     def __init__(self, destination: Destination, compression: Any = None) -> None:
