@@ -73,6 +73,8 @@ class Node:
     def begin(self, now: float) -> int:
         """A request starts. The result is to be given back at its end: which breakers it is the probe of."""
         self.inflight += 1
+        if self.reach.until == 0.0 and self.ejection.until == 0.0:
+            return 0
         return self.reach.begin(now) | self.ejection.begin(now) << 1
 
     def succeeded(self, latency_s: float, now: float, probe: int) -> None:

@@ -193,7 +193,8 @@ def _parent_of(call: Call) -> TraceContext | None:
     served: TraceContext | None = None if call.served is None else call.served.trace
     if served is not None and not served.sampled:
         return served
-    span = otel.get_current_span()
+    context = otel_context.get_current()
+    span = otel.get_current_span(context) if context else otel.INVALID_SPAN
     if span is otel.INVALID_SPAN or not (current := span.get_span_context()).is_valid:
         return served or call.trace
     if served is not None and current.trace_id != served.trace_id:

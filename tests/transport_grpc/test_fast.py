@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -170,3 +172,23 @@ def test_only_versions_that_were_tested() -> None:
     assert not fast._allowed("0", low)
     assert not fast._allowed("", "1.60.1")
     assert fast_blocking.FAST_BLOCKING is not fast.FAST
+
+
+def test_an_answer_that_is_let_go_of_is_gone(tmp_path: Path, ready: bool) -> None:
+    """Without the garbage collector: nothing of a call that is over refers to itself."""
+
+    async def main() -> None:
+        async with Mesh("orders", mesh_of(tmp_path, [port])) as mesh:
+            call = method(mesh.channel("echo"), "unary_unary")(b"x")
+            gone = weakref.ref(call)
+            assert await call == b"a:x"
+            del call
+            await asyncio.sleep(0)
+            assert gone() is None
+
+    with serving(Echo()) as (_, (port,)):
+        gc.disable()
+        try:
+            asyncio.run(main())
+        finally:
+            gc.enable()

@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 
 
 class _Base:
-    """What all call objects share. `over` is done when the call is; its error, if any, is kept here."""
+    """What all call objects share. `over` is made when somebody waits for it, done when the call is. The error of the
+    call, if any, is kept here.
+    """
 
     def __init__(
         self, call: GrpcCall, deserialize: Callable[[bytes], Any] | None, written: Written | None, calls: set[Any]
@@ -36,15 +38,26 @@ class _Base:
         self._call, self._deserialize, self._written, self._calls = call, deserialize, written, calls
         self._reply: Reply | None = None
         self._error: BaseException | None = None
-        self._over: asyncio.Future[None] = self._loop.create_future()
+        self._done, self._waited_for = False, None  # type: bool, asyncio.Future[None] | None
         self._callbacks: list[Callable[[Any], None]] = []
         calls.add(self)
 
+    @property
+    def over(self) -> asyncio.Future[None]:
+        """Done when the call is."""
+        if self._waited_for is None:
+            self._waited_for = self._loop.create_future()
+            if self._done:
+                self._waited_for.set_result(None)
+        return self._waited_for
+
     def _finish(self, error: BaseException | None = None) -> None:
-        if self._over.done():
+        if self._done:
             return
+        self._done = True
         self._error = lift(error, self._call.trail) if isinstance(error, MeshError) else error
-        self._over.set_result(None)
+        if self._waited_for is not None:
+            self._waited_for.set_result(None)
         self._calls.discard(self)
         if isinstance(self._call.body, AioReplay):
             self._call.body.close()
@@ -52,16 +65,16 @@ class _Base:
             callback(self)
 
     async def _end(self) -> None:
-        if not self._over.done():
-            await asyncio.shield(self._over)
+        if not self._done:
+            await asyncio.shield(self.over)
 
     def cancelled(self) -> bool:
         """Was it cancelled here?"""
-        return self._over.done() and isinstance(self._error, asyncio.CancelledError)
+        return self._done and isinstance(self._error, asyncio.CancelledError)
 
     def done(self) -> bool:
         """Is it over?"""
-        return self._over.done()
+        return self._done
 
     def time_remaining(self) -> float | None:
         """Seconds until its deadline."""
@@ -70,7 +83,7 @@ class _Base:
 
     def add_done_callback(self, callback: Callable[[Any], None]) -> None:
         """Run `callback(self)` when it is over; at once where it is."""
-        if self._over.done():
+        if self._done:
             callback(self)
         else:
             self._callbacks.append(callback)
@@ -122,17 +135,17 @@ class _Base:
 
     async def write(self, request: Any) -> None:
         """Send a message, of a call that was made without an iterator of them."""
-        if self._over.done():
+        if self._done:
             raise self._error if self._error is not None else asyncio.InvalidStateError("the call is over")
         if self._written is None or self._written.done:
             raise aio.UsageError("write() is for a call without a request iterator, before done_writing()")
-        if not await self._written.put(request, self._over) and self._error is not None:
+        if not await self._written.put(request, self.over) and self._error is not None:
             raise self._error
 
     async def done_writing(self) -> None:
         """There are no more messages."""
-        if self._written is not None and not self._over.done():
-            await self._written.end(self._over)
+        if self._written is not None and not self._done:
+            await self._written.end(self.over)
 
 
 class UnaryResponse(_Base, aio.UnaryUnaryCall, aio.StreamUnaryCall):  # type: ignore[misc, type-arg]
@@ -154,6 +167,7 @@ class UnaryResponse(_Base, aio.UnaryUnaryCall, aio.StreamUnaryCall):  # type: ig
     def _start(self) -> None:
         if not self._started:
             self._started = True
+            del self._soon  # it holds this call: without it, an answer that is let go of is gone at once
             self._task = self._loop.create_task(self._alone())
 
     async def _alone(self) -> None:
@@ -190,8 +204,9 @@ class UnaryResponse(_Base, aio.UnaryUnaryCall, aio.StreamUnaryCall):  # type: ig
         if not self._started:
             self._started = True
             self._soon.cancel()
+            del self._soon
             yield from self._drive()
-        elif not self._over.done():
+        elif not self._done:
             try:
                 yield from self._end().__await__()
             except asyncio.CancelledError:  # who awaits a call gives it up, as with grpc's own
@@ -205,7 +220,7 @@ class UnaryResponse(_Base, aio.UnaryUnaryCall, aio.StreamUnaryCall):  # type: ig
 
     def cancel(self) -> bool:
         """Give it up: the filters see an ordinary CancelledError."""
-        if self._over.done():
+        if self._done:
             return False
         self._stopped = True
         if self._blocked is not None:
@@ -317,7 +332,7 @@ class StreamResponse(_Base, aio.UnaryStreamCall, aio.StreamStreamCall):  # type:
 
     def cancel(self) -> bool:
         """Give it up."""
-        if self._over.done():
+        if self._done:
             return False
         if self._stream is None:
             self._opening.cancel()

@@ -84,8 +84,9 @@ class _Multicallable:
     kind: Kind
 
     def __init__(self, channel: Any, method: str, serialize: Serialize | None, deserialize: Deserialize | None) -> None:
-        self._channel, self._target = channel, method.encode("ascii")
+        self._channel, self._target, self._destination = channel, method.encode("ascii"), channel.destination
         self._serialize, self._deserialize = serialize or _same, deserialize
+        self._one_message = self.kind in ("unary_unary", "unary_stream")
 
     def _call(self, timeout: float | None, metadata: Any, credentials: Any, compression: Any) -> GrpcCall:
         channel = self._channel
@@ -93,7 +94,7 @@ class _Multicallable:
             raise channel.usage_error
         if compression is None:
             compression = channel.compression
-        return make_call(channel.destination, self.kind, self._target, timeout, metadata, credentials, compression)
+        return make_call(self._destination, self.kind, self._target, timeout, metadata, credentials, compression)
 
 
 class AioMulticallable(_Multicallable):
@@ -112,13 +113,13 @@ class AioMulticallable(_Multicallable):
     ) -> Any:
         call = self._call(timeout, metadata, credentials, compression)
         channel, written = self._channel, None
-        if self.kind in ("unary_unary", "unary_stream"):
+        if self._one_message:
             call.body = self._serialize(request)
         else:
             written = Written() if request is None else None
             call.body = AioReplay(written if request is None else request, self._serialize)
         answer = UnaryResponse if self.kind in ("unary_unary", "stream_unary") else StreamResponse
-        return answer(call, channel.destination.grpc_asyncio(), self._deserialize, written, channel.calls)
+        return answer(call, self._destination.grpc_asyncio(), self._deserialize, written, channel.calls)
 
 
 class _AioUnaryUnary(AioMulticallable, aio.UnaryUnaryMultiCallable):  # type: ignore[misc, type-arg]
@@ -142,8 +143,7 @@ class _BlockingMulticallable(_Multicallable):
         self, request: Any, timeout: float | None, metadata: Any, credentials: Any, compression: Any
     ) -> GrpcCall:
         call = self._call(timeout, metadata, credentials, compression)
-        unary = self.kind in ("unary_unary", "unary_stream")
-        call.body = self._serialize(request) if unary else BlockingReplay(request, self._serialize)
+        call.body = self._serialize(request) if self._one_message else BlockingReplay(request, self._serialize)
         return call
 
 
@@ -170,7 +170,7 @@ class _BlockingUnary(_BlockingMulticallable):
     ) -> tuple[Any, Any]:
         """The answer, and grpc's call object."""
         call = self._prepared(request, timeout, metadata, credentials, compression)
-        work: Any = self._channel.destination.grpc_blocking()(call)
+        work: Any = self._destination.grpc_blocking()(call)
         try:
             found = advance(work)
         except MeshError as error:
@@ -191,7 +191,7 @@ class _BlockingUnary(_BlockingMulticallable):
         """The answer, later."""
         call = self._prepared(request, timeout, metadata, credentials, compression)
         call.parked = True
-        work: Any = self._channel.destination.grpc_blocking()(call)
+        work: Any = self._destination.grpc_blocking()(call)
         return Future(work, call, self._deserialize)
 
 
@@ -207,7 +207,7 @@ class _BlockingStreaming(_BlockingMulticallable):
     ) -> Stream:
         call = self._prepared(request, timeout, metadata, credentials, compression)
         call.parked = True
-        work: Any = self._channel.destination.grpc_blocking()(call)
+        work: Any = self._destination.grpc_blocking()(call)
         return Stream(work, call, self._deserialize)
 
 
@@ -303,7 +303,7 @@ class AioChannel(_Factory, aio.Channel):  # type: ignore[misc]
         self.closed = True
         running = list(self.calls)
         if grace and running:
-            await asyncio.wait([call._over for call in running], timeout=grace)
+            await asyncio.wait([call.over for call in running], timeout=grace)
         for call in running:
             call.cancel()
 
