@@ -457,7 +457,7 @@ CHECKS: dict[str, Callable[[Entry], bool | None]] = {
 }
 """Every name that `run` knows."""
 
-PARTS: tuple[str, ...] = ("httproute", "grpc_words", "grpc_wire")
+PARTS: tuple[str, ...] = ("httproute", "grpc_words", "grpc_wire", "grpc_retries")
 """The files beside this one that answer for more names: each has `CHECKS`, as here."""
 
 

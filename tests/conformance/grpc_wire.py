@@ -126,17 +126,18 @@ def code_of(pairs: Pairs) -> str | None:
 class Caller:
     """A bare server, and a channel of the mesh to it of one kind. `peer.fields`: what it was sent."""
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, **service: Any) -> None:
         self.kind = kind
         self.peer = bare().BarePeer(bare().headers((":status", "200"), ("grpc-status", "0")))
-        self.mesh = mesh_of("caller", self.peer.port, timeout="9999h")
+        self.mesh = mesh_of("caller", self.peer.port, timeout="9999h", **service)
 
-    def call(self, *answer: tuple[str, str], **options: Any) -> Any:
-        """The error of a call that is answered with these trailers alone."""
+    def call(self, *answer: tuple[str, str], first: Callable[[int], bytes] | None = None, **options: Any) -> Any:
+        """The error of a call that is answered with these trailers alone, but for its first stream."""
         import grpc
 
         fields = ((":status", "200"), ("content-type", "application/grpc"), *answer)
-        self.peer.answer = bare().headers(*fields)
+        firsts = iter([first] if first is not None else [])
+        self.peer.answer = lambda stream: next(firsts, bare().headers(*fields))(stream)
         try:
             if self.kind == "aio":
                 asyncio.run(self._call(options))
@@ -153,6 +154,41 @@ class Caller:
 @functools.cache
 def caller(kind: str) -> Caller:
     return Caller(kind)
+
+
+def retryable(entry: Entry) -> bool:
+    """Every clause of what is tried again where nobody said so."""
+    return all(retryable_clauses(entry).values())
+
+
+def retryable_clauses(entry: Entry) -> dict[str, bool]:
+    """The clauses by name; tests/conformance/test_grpc_clauses.py says which hold."""
+    from meshlib.grpc_code import GrpcCode, code_of_http
+    from meshlib.transport.grpc.errors import _LEAVES
+
+    refused, lost = bare().rst_stream(7), bare().goaway(seen=False)
+    unavailable = bare().headers(
+        (":status", "200"), ("content-type", "application/grpc"), ("grpc-status", str(GrpcCode.UNAVAILABLE.value))
+    )
+    made = {code.name for _, code in _LEAVES.values()} | {code_of_http(status).name for status in range(100, 600)}
+    return {
+        "refused": _streams(refused, max_retries=1) == [2, 2],
+        "goaway": _streams(lost, max_retries=1) == [2, 2],
+        "not counted in maxAttempts": _streams(refused, max_retries=0) == [2, 2],
+        "processed": _streams(unavailable, max_retries=1) == [1, 1],
+        "never generated": not made & set(entry["never_generated_by_library"]),
+    }
+
+
+def _streams(first: Callable[[int], bytes], **retries: int) -> list[int]:
+    """On each kind, how many streams a call makes whose first one is answered so and every other is not served."""
+    found = []
+    for kind in KINDS:
+        by = Caller(kind, retries=retries)
+        by.call(("grpc-status", "12"), first=first)
+        found.append(by.peer.streams)
+        by.peer.close()
+    return found
 
 
 def timeout_decode(entry: Entry) -> bool:
@@ -264,5 +300,6 @@ CHECKS: dict[str, Callable[[Entry], bool | None]] = {
     "grpc_vectors.metadata_decode": metadata_decode,
     "grpc_vectors.method_name": method_name,
     "grpc_vectors.content_type": content_type,
+    "grpc_vectors.retryable_by_default": retryable,
 }
 """Every name of this part."""

@@ -62,6 +62,8 @@ def wrong(name: str, entry: dict[str, Any]) -> dict[str, Any]:
         "grpc_vectors.pushback": {"meaning": "retry after exactly 77 ms"},
         "grpc_vectors.status_codes": {"OK": 1},
         "grpc_vectors.content_type": {"is_grpc": not entry.get("is_grpc")},
+        "grpc_vectors.retry_sequences": {"calls": [{"status": "OK", "server_call_index_after": 1}]},
+        "grpc_vectors.retry_streaming_scripts": {"client": ["cReq(1)", "cErr(OK)"]},
         **{key: {"out": "something else"} for key in OUT},
         "misc.retry_after": {"delay_s": 12345, "accept": None},
         "misc.retry_budget": {"expect_retried": -5, "valid": entry.get("valid") is False},
