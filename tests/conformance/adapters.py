@@ -39,7 +39,7 @@ def run(name: str, entry: Entry) -> bool | None:
 
 def entry_id(entry: Entry) -> str:
     """What an entry is called in exceptions.yaml: its name, its id, or its input."""
-    for key in ("name", "id", "in", "value", "traceparent", "retry"):
+    for key in ("name", "id", "in", "value", "traceparent", "retry", "header"):
         if key in entry:
             return str(entry[key])
     return ""
@@ -457,7 +457,7 @@ CHECKS: dict[str, Callable[[Entry], bool | None]] = {
 }
 """Every name that `run` knows."""
 
-PARTS: tuple[str, ...] = ("httproute", "grpc_words")
+PARTS: tuple[str, ...] = ("httproute", "grpc_words", "grpc_wire", "grpc_retries")
 """The files beside this one that answer for more names: each has `CHECKS`, as here."""
 
 

@@ -14,6 +14,11 @@ from .adapters import CHECKS, EXCEPTIONS, entry_id, run
 
 FOLDER = Path(__file__).resolve().parents[2] / "../shared/conformance"
 SHARE_MAX = 0.05
+OUT = [
+    f"grpc_vectors.{key}"
+    for key in ("grpc_message_encode", "grpc_message_decode", "metadata_encode", "metadata_decode")
+]
+"""Keys whose entries say what comes out of what goes in."""
 
 
 def entries(name: str) -> list[dict[str, Any]]:
@@ -56,6 +61,10 @@ def wrong(name: str, entry: dict[str, Any]) -> dict[str, Any]:
         "grpc_vectors.http_to_grpc_status": {"map": {"default": "UNKNOWN", "404": "OK"}},
         "grpc_vectors.pushback": {"meaning": "retry after exactly 77 ms"},
         "grpc_vectors.status_codes": {"OK": 1},
+        "grpc_vectors.content_type": {"is_grpc": not entry.get("is_grpc")},
+        "grpc_vectors.retry_sequences": {"calls": [{"status": "OK", "server_call_index_after": 1}]},
+        "grpc_vectors.retry_streaming_scripts": {"client": ["cReq(1)", "cErr(OK)"]},
+        **{key: {"out": "something else"} for key in OUT},
         "misc.retry_after": {"delay_s": 12345, "accept": None},
         "misc.retry_budget": {"expect_retried": -5, "valid": entry.get("valid") is False},
         "misc.breaker": {"state": "nonsense"},
@@ -69,8 +78,13 @@ def wrong(name: str, entry: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", CHECKS)
 def test_an_adapter_can_say_no(name):
-    """The first entry with its expectation turned round is False: no adapter agrees with everything."""
-    found = entries(name)
+    """The first entry with its expectation turned round is False: no adapter agrees with everything. Where all of them
+    are excepted, the first one is False as it is."""
+    excepted = EXCEPTIONS.get(name, {})
+    found = [entry for entry in entries(name) if entry_id(entry) not in excepted]
+    if not found:
+        assert CHECKS[name](entries(name)[0]) is False
+        return
     # The first accepted request has no Host, which is refused whatever is expected of it.
     entry = next((e for e in found if "host:" in e.get("text", "host:").lower() and e.get("accept", True)), found[0])
     assert run(name, entry) is True

@@ -60,6 +60,25 @@ def test_a_conversation(tmp_path: Path) -> None:
             next(answers)
 
 
+def test_an_attempt_does_not_wait_for_a_message_that_another_one_waits_for(tmp_path: Path) -> None:
+    """A caller who waits for an answer before it says more: the next attempt is sent what was said."""
+    echo, more = Echo(), queue.SimpleQueue[bytes | None]()
+    routes = [{"name": "main", "idempotent": True, "retries": {"max_retries": 1}}]
+
+    async def fails_after_a_message(context: Any) -> None:
+        await context.read()
+        await fails(UNAVAILABLE)(context)
+
+    echo.script = [fails_after_a_message]
+    with serving(echo) as (_, (port,)), Mesh("orders", mesh_of(tmp_path, [port], routes=routes)) as mesh:
+        stream = method(mesh.sync_channel("echo"), "stream_stream")(iter(more.get, None), 5)
+        more.put(b"1")
+        assert next(stream) == b"<1>"
+        more.put(None)
+        assert list(stream) == []
+    assert len(echo.seen) == 2
+
+
 @pytest.mark.parametrize("kind", ["unary_unary", "future", "unary_stream", "stream_unary", "stream_stream"])
 def test_what_is_idempotent_is_tried_again(kind: str, tmp_path: Path) -> None:
     """The whole request again, and the server is told which attempt it is (gRFC A6)."""

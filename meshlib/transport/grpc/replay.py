@@ -105,36 +105,55 @@ class _View:
 
 
 class BlockingReplay(_Kept):
-    """Of an iterator; read in the thread that grpc has for it."""
+    """Of an iterator; read in the thread that grpc has for it. An attempt that waits for the caller's next message does
+    not keep another one from those that are there.
+    """
 
     framed = False
 
     def __init__(self, source: Any, serialize: Callable[[Any], bytes]) -> None:
         super().__init__(serialize)
-        self._iterator, self._lock = iter(source), threading.Lock()
+        self._iterator, self._changed, self._pulling = iter(source), threading.Condition(), False
 
     def pieces(self) -> Iterator[bytes]:
         """The messages from the first, for the next attempt; those of the attempt before end."""
-        self._attempt += 1
+        with self._changed:
+            self._attempt += 1
+            self._changed.notify_all()
         return self._from_first(self._attempt)
 
     def _from_first(self, attempt: int) -> Iterator[bytes]:
         number = 0
         while True:
-            with self._lock:
+            with self._changed:
                 if attempt != self._attempt:
                     return
                 data = self._at(number)
-                if data is None and not self.ended:
-                    try:
-                        self._keep(next(self._iterator))
-                    except StopIteration:
-                        self.ended = True
-                    data = self._at(number)
                 if data is None:
-                    return
+                    if self.ended:
+                        return
+                    if self._pulling:
+                        self._changed.wait()
+                        continue
+                    self._pulling = True
+            if data is None:
+                self._pull()
+                continue
             number += 1
             yield data
+
+    def _pull(self) -> None:
+        found: list[Any] = []
+        try:
+            found.append(next(self._iterator))
+        except StopIteration:
+            self.ended = True
+        finally:
+            with self._changed:
+                self._pulling = False
+                self._changed.notify_all()
+                for message in found:
+                    self._keep(message)
 
 
 class Written:
