@@ -144,6 +144,8 @@ def _type(node: dict[str, Any], schema: dict[str, Any]) -> str:
     if node.get("type") == "integer":
         low, high = node["minimum"], node["maximum"]
         return "bytes" if high > 10**12 else f"{low} to {high}"
+    if node.get("type") == "number":
+        return f"number, {node['minimum']:g} to {node['maximum']:g}"
     return {"boolean": "true or false", "string": _WORDS.get(node.get("pattern", ""), "text")}[node["type"]]
 
 

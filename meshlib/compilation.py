@@ -204,6 +204,7 @@ def _retry(policy: Effective) -> RetryPolicy:
         on_reset="reset" in words or "5xx" in words,
         base_interval_s=retries.base_interval_s,
         max_interval_s=retries.max_interval_s,
+        multiplier=retries.multiplier,
     )
 
 

@@ -25,6 +25,7 @@ BUILT_IN: dict[str, BuiltIn] = {
     "retries.per_try_timeout": BuiltIn(None, "Envoy per_try_timeout: off"),
     "retries.back_off.base_interval": BuiltIn("25ms", "Envoy retry_back_off"),
     "retries.back_off.max_interval": BuiltIn("250ms", "Envoy retry_back_off: ten times the base"),
+    "retries.back_off.multiplier": BuiltIn(None, "then full jitter, as Envoy has it"),
     "retries.budget.percent": BuiltIn("20%", "Finagle RetryBudget, Linkerd"),
     "retries.budget.min_per_second": BuiltIn(10, "Finagle RetryBudget, Linkerd"),
     "load_balancer.policy": BuiltIn("peak_ewma", "Finagle, Linkerd"),

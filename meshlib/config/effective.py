@@ -26,6 +26,7 @@ class Retries:
     per_try_timeout_s: float | None
     base_interval_s: float
     max_interval_s: float
+    multiplier: float | None
     budget_percent: float
     budget_min_per_second: int
 
@@ -134,6 +135,7 @@ def _made(of: Mapping[str, Any], provenance: Mapping[str, str]) -> Effective:
             per_try_timeout_s=of["retries.per_try_timeout"],
             base_interval_s=of["retries.back_off.base_interval"],
             max_interval_s=of["retries.back_off.max_interval"],
+            multiplier=of["retries.back_off.multiplier"],
             budget_percent=of["retries.budget.percent"],
             budget_min_per_second=of["retries.budget.min_per_second"],
         ),

@@ -135,6 +135,17 @@ def whole(low: int, high: int) -> Any:
     return BeforeValidator(check, json_schema_input_type=Annotated[int, Field(ge=low, le=high)])
 
 
+def number(low: float, high: float) -> Any:
+    """The annotation of a number from `low` to `high`, both included."""
+
+    def check(value: Any) -> float:
+        if isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high:
+            return float(value)
+        raise ValueError(f"must be a number from {low:g} to {high:g}, not {quoted(value)}")
+
+    return BeforeValidator(check, json_schema_input_type=Annotated[float, Field(ge=low, le=high)])
+
+
 def _retry_condition(value: Any) -> str | int:
     if isinstance(value, int) and not isinstance(value, bool) and 400 <= value <= 599:
         return value

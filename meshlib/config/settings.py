@@ -6,14 +6,22 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from .fields import Duration, RetryCondition, Section, Share, Size, setting, whole
+from .fields import Duration, RetryCondition, Section, Share, Size, number, setting, whole
+
+MULTIPLIER_MIN, MULTIPLIER_MAX = 0.001, 1000.0
+"""Of `retries.back_off.multiplier`: beyond, the first wait or the longest one says the same."""
 
 
 class BackOff(Section):
-    """The wait before a retry: full jitter below base_interval times two per retry, up to max_interval."""
+    """The wait before a retry: full jitter below base_interval times two per retry, up to max_interval. With a
+    multiplier, as gRPC has it: base_interval times the multiplier per retry, up to max_interval, give or take 20 %.
+    """
 
     base_interval: Duration | None = setting("retries.back_off.base_interval", "Duration: ceiling of the first wait.")
     max_interval: Duration | None = setting("retries.back_off.max_interval", "Duration: ceiling of every wait.")
+    multiplier: Annotated[float, number(MULTIPLIER_MIN, MULTIPLIER_MAX)] | None = setting(
+        "retries.back_off.multiplier", "How much longer each wait is than the one before: gRPC's backoffMultiplier."
+    )
 
 
 class Budget(Section):

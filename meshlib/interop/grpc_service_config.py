@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..config.settings import MULTIPLIER_MAX, MULTIPLIER_MIN
 from ..config.units import format_duration
 from ..errors import ConfigError, Problem
 from ..grpc_code import GrpcCode
@@ -51,6 +52,7 @@ class Attempts:
     codes: tuple[GrpcCode, ...]
     initial_s: float = 0.0
     max_s: float = 0.0
+    multiplier: float = 1.0
     hedging: bool = False
 
 
@@ -98,6 +100,7 @@ def _retries(attempts: Attempts) -> dict[str, Any]:
         "back_off": {
             "base_interval": format_duration(attempts.initial_s),
             "max_interval": format_duration(max(attempts.initial_s, attempts.max_s)),
+            "multiplier": min(max(attempts.multiplier, MULTIPLIER_MIN), MULTIPLIER_MAX),
         },
     }
 
@@ -183,16 +186,14 @@ class _Reading:
     def _retry(self, data: Any, at: str) -> Attempts:
         if not isinstance(data, Mapping):
             data = self.wrong(at, "must be an object", {})
-        if data.get("backoffMultiplier") not in (None, 2):
-            self.left_out.append((f"{at}.backoffMultiplier", "the wait doubles here"))
         multiplier = data.get("backoffMultiplier")
         if type(multiplier) not in (int, float) or not multiplier > 0:
-            self.wrong(f"{at}.backoffMultiplier", "must be a number above 0")
+            multiplier = self.wrong(f"{at}.backoffMultiplier", "must be a number above 0", 1)
         initial_s, max_s = (self._seconds(data, name, at, needed=True) for name in ("initialBackoff", "maxBackoff"))
         codes = self._codes(data, "retryableStatusCodes", at)
         if not codes:
             self.wrong(f"{at}.retryableStatusCodes", "must name at least one code")
-        return Attempts(self._attempts(data, at), codes, initial_s or 0.0, max_s or 0.0)
+        return Attempts(self._attempts(data, at), codes, initial_s or 0.0, max_s or 0.0, float(multiplier))
 
     def _hedging(self, data: Any, at: str) -> Attempts:
         if not isinstance(data, Mapping):

@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING
 
 from ..call import Call, Reply
 from ..errors import DeadlineExceeded, IdentityError, MeshError, NoHealthyEndpoint, TransportError
-from .backoff import backoff_s
+from .backoff import backoff_s, steady_s
 from .pushback import NEVER, PUSHBACK, pushback_s
 from .retry_after import retry_after_s
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ..runtime import Lock, Runtime
+    from ..runtime import Lock, Rng, Runtime
     from ..stack import Service
     from .budget import RetryBudget
 
@@ -43,7 +43,8 @@ class RetryPolicy:
     gRPC beside them.
 
     `on_connect`: retry what could not be connected. `on_reset`: retry what broke, or timed out, before a reply's head
-    (Envoy's `reset`). Back-off in seconds; see backoff.py. Defaults: one retry, connect_failure, reset, 503.
+    (Envoy's `reset`). Back-off in seconds, `multiplier` None: full jitter; see backoff.py. Defaults: one
+    retry, connect_failure, reset, 503.
     """
 
     max_retries: int = 1
@@ -54,6 +55,7 @@ class RetryPolicy:
     on_reset: bool = True
     base_interval_s: float = 0.025
     max_interval_s: float = 0.25
+    multiplier: float | None = None
 
     def refusal(self, call: Call, outcome: Reply | MeshError) -> str | None:
         """Why `outcome` is final, as a clause for the trail; '' when it is no failure to retry; None: retry it.
@@ -84,6 +86,12 @@ class RetryPolicy:
         if call.served is not None and call.served.attempt > 1:
             return RETRY_OF_RETRY
         return None
+
+    def wait_s(self, retry: int, rng: Rng) -> float:
+        """The wait before the `retry`-th retry (from 1), in seconds."""
+        if self.multiplier is None:
+            return backoff_s(retry, self.base_interval_s, self.max_interval_s, rng)
+        return steady_s(retry, self.base_interval_s, self.max_interval_s, self.multiplier, rng)
 
     def _error_refusal(self, error: MeshError) -> str | None:
         if isinstance(error, DeadlineExceeded):
@@ -178,7 +186,7 @@ class Retry:
         if pushed_s is not None and call.schedule is None:
             return pushed_s
         rng = self.runtime.rng
-        own_s = backoff_s(call.number, self.policy.base_interval_s, self.policy.max_interval_s, rng)
+        own_s = self.policy.wait_s(call.number, rng)
         asked_s = self._asked_s(outcome)
         if call.schedule is None:
             return max(own_s, asked_s)

@@ -20,7 +20,7 @@ defaults:
     max_retries: 1
     retry_on: [connect_failure, reset, gateway_error, 5xx, 503]
     per_try_timeout: 500ms
-    back_off: {base_interval: 25ms, max_interval: 250ms}
+    back_off: {base_interval: 25ms, max_interval: 250ms, multiplier: 2}
     budget: {percent: 20%, min_per_second: 10}
   load_balancer: {policy: peak_ewma}
   mtls: strict

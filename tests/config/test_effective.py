@@ -19,7 +19,7 @@ def test_built_in() -> None:
     policy = effective(parse_config(HEAD + "services: {a: {}}"), "a.default")
     assert (policy.timeout_s, policy.stream_idle_timeout_s, policy.idempotent) == (10.0, 300.0, None)
     assert dataclasses.astuple(policy.retries) == (
-        1, frozenset({"connect_failure", "reset", 503}), None, 0.025, 0.25, 0.2, 10,
+        1, frozenset({"connect_failure", "reset", 503}), None, 0.025, 0.25, None, 0.2, 10,
     )  # fmt: skip
     assert (policy.load_balancer, policy.mtls) == ("peak_ewma", "strict")
     assert dataclasses.astuple(policy.limits) == (30.0, 3, 100 * 2**20, 100 * 2**20, 100 * 2**20)

@@ -64,6 +64,7 @@ def service(text: str) -> str:
         (HEAD + "defaults: {load_balancer: {policy: maglev}}\n", "3:36: defaults.load_balancer.policy: `maglev` is not enforced by this release of meshlib; use peak_ewma or least_request or round_robin or random"),
         (HEAD + "defaults: {retries: {retry_on: [reset, timeout]}}\n", "3:40: defaults.retries.retry_on[1]: 'timeout' is not a reason to retry: use connect_failure, reset, gateway_error, 5xx, a status from 400 to 599, or a gRPC code such as unavailable"),
         (HEAD + "defaults: {retries: {retry_on: reset}}\n", "3:32: defaults.retries.retry_on: must be a list, not 'reset'"),
+        (HEAD + "defaults: {retries: {back_off: {multiplier: 0}}}\n", "3:45: defaults.retries.back_off.multiplier: must be a number from 0.001 to 1000, not 0"),
         (HEAD + "defaults: {retries: {back_off: {base: 1s}}}\n", "3:33: defaults.retries.back_off.base: unknown field"),
         (HEAD + "services: [a]\n", "3:11: services: must be a mapping, not a list"),
         (HEAD + "services: {A_b: {}}\n", "3:12: services.A_b: 'A_b' is not a service name: write name or name.namespace in lower-case letters, digits and hyphens"),

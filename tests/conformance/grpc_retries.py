@@ -8,6 +8,7 @@ import asyncio
 import collections
 import functools
 import queue
+import random
 import re
 import tempfile
 import time
@@ -274,7 +275,42 @@ def _follow(mesh: Any, steps: list[tuple[str, str]]) -> list[str]:
     return wrong
 
 
+def backoff(entry: Entry) -> bool:
+    """The waits of a service config's retry policy; those between connections are what the channel is told."""
+    if "params" in entry:
+        return _between_connections(entry["params"])
+    return all(_waits(case) for case in entry["cases"])
+
+
+def _waits(case: Entry) -> bool:
+    from meshlib.compilation import _retry
+    from meshlib.config import config_of
+    from meshlib.config.effective import effective
+    from meshlib.interop.grpc_service_config import parse_service_config
+
+    said = {"initialBackoff": f"{case['initial_s']}s", "maxBackoff": f"{case['max_s']}s"}
+    policy = {**POLICY, **said, "backoffMultiplier": case["multiplier"]}
+    service = parse_service_config({"methodConfig": [{"name": [{}], "retryPolicy": policy}]}).service()
+    config = config_of({"version": 1, "mesh": "vectors", "services": {"peer": service}})
+    retries, rng = _retry(effective(config, "peer.default", 0)), random.Random(1)
+    waits = [retries.wait_s(case["retry"], rng) for _ in range(1000)]
+    low, high = case["min_s"], case["max_s_jittered"]
+    edge = 0.05 * (high - low)
+    return low <= min(waits) < low + edge and high - edge < max(waits) <= high
+
+
+def _between_connections(params: Entry) -> bool:
+    from meshlib.transport.grpc.connections import _options
+
+    told = dict(_options(None, 1))
+    names = {"initial_s": "initial", "min_connect_timeout_s": "min", "max_s": "max"}
+    return all(
+        told.get(f"grpc.{word}_reconnect_backoff_ms") in (None, 1000 * params[key]) for key, word in names.items()
+    )
+
+
 CHECKS: dict[str, Callable[[Entry], bool | None]] = {
+    "grpc_vectors.backoff": backoff,
     "grpc_vectors.retry_sequences": retry_sequences,
     "grpc_vectors.retry_streaming_scripts": streaming_script,
 }

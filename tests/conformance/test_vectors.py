@@ -62,6 +62,7 @@ def wrong(name: str, entry: dict[str, Any]) -> dict[str, Any]:
         "grpc_vectors.pushback": {"meaning": "retry after exactly 77 ms"},
         "grpc_vectors.status_codes": {"OK": 1},
         "grpc_vectors.content_type": {"is_grpc": not entry.get("is_grpc")},
+        "grpc_vectors.backoff": {"cases": [{**case, "min_s": 0.0} for case in entry.get("cases", ())]},
         "grpc_vectors.retry_sequences": {"calls": [{"status": "OK", "server_call_index_after": 1}]},
         "grpc_vectors.retry_streaming_scripts": {"client": ["cReq(1)", "cErr(OK)"]},
         **{key: {"out": "something else"} for key in OUT},

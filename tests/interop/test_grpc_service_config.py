@@ -39,6 +39,8 @@ def test_methods_become_routes_the_most_specific_first() -> None:
     assert asked("/shop.v1.Other/Get")["timeout_s"] == 5.0
     assert other["load_balancer"] == "round_robin"
     assert {path for path, _ in config.left_out} == {"methodConfig[1].waitForReady", "retryThrottling"}
+    retries = config.service()["routes"][1]["retries"]
+    assert retries["back_off"] == {"base_interval": "100ms", "max_interval": "1s", "multiplier": 2.0}
 
 
 @pytest.mark.parametrize(

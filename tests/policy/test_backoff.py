@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from meshlib.policy.backoff import EXPONENT_MAX, backoff_s, ceiling_s
+from meshlib.policy.backoff import EXPONENT_MAX, backoff_s, ceiling_s, steady_s
 
 SEED = 20240917
 
@@ -25,6 +25,14 @@ def test_envoy_ceilings(retry: int, below_ms: float):
     """The n-th retry waits in [0, min((2ⁿ - 1) × 25 ms, 250 ms)), never the end itself."""
     assert ceiling_s(retry, 0.025, 0.25) * 1000 == pytest.approx(below_ms)
     assert 0.0 <= backoff_s(retry, 0.025, 0.25, Highest()) * 1000 < below_ms
+
+
+@pytest.mark.parametrize(("retry", "about_ms"), [(1, 100), (2, 150), (3, 225), (4, 300), (10**9, 300)])
+def test_a_steady_wait(retry: int, about_ms: float):
+    """gRFC A6: base × multiplierⁿ⁻¹ up to the cap, less 20 % up to 20 % more."""
+    assert 1000 * steady_s(retry, 0.1, 0.3, 1.5, Highest()) == pytest.approx(1.2 * about_ms)
+    waits = [1000 * steady_s(retry, 0.1, 0.3, 1.5, random.Random(seed)) for seed in range(100)]
+    assert 0.8 * about_ms <= min(waits) < 0.85 * about_ms
 
 
 def test_the_exponent_is_bounded():
