@@ -17,10 +17,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 from grpc.aio import Metadata
 
-from .errors import LOCALLY_CANCELLED
-
 if TYPE_CHECKING:
-    from .call import Metadata as Pairs
     from .connections import Connection
 
 log = logging.getLogger("meshlib")
@@ -65,7 +62,9 @@ FAST = FastPath(ALLOWED)
 
 
 class FastCall:
-    """One attempt; afterwards, what a stub may ask of a call that went well."""
+    """One attempt, by `await raw.unary_unary(request, metadata, None)`; afterwards, what a stub may ask of a call that
+    went well.
+    """
 
     __slots__ = ("raw",)
 
@@ -73,25 +72,6 @@ class FastCall:
         made = connection.multicallable("unary_unary", method)
         deadline = None if left is None else time.time() + left
         self.raw = made._channel.call(made._method, deadline, None, None, made._registered_call_handle)
-
-    async def run(self, request: bytes, metadata: Pairs, running: set[Any]) -> bytes | None:
-        """The answer; None where the call failed: `status` and `initial_metadata` say how. `running`: what is closed
-        with its channel.
-        """
-        raw = self.raw
-        running.add(raw)
-        try:
-            body: bytes = await raw.unary_unary(request, metadata, None)
-        except asyncio.CancelledError:
-            raw.cancel(LOCALLY_CANCELLED)
-            raise
-        finally:
-            running.discard(raw)
-        if raw.is_ok():
-            return body
-        if raw.is_locally_cancelled():
-            raise asyncio.CancelledError
-        return None
 
     async def status(self) -> Any:
         """How it ended: `code()`, `details()`, `debug_error_string()`, `trailing_metadata()`."""

@@ -13,6 +13,7 @@ from grpc.aio import AioRpcError, Metadata
 from ...call import FOREVER
 from ...errors import DeadlineExceeded, MeshError
 from .call import GrpcCall, GrpcReply, fields_of
+from .errors import LOCALLY_CANCELLED
 from .fast import FAST, FastCall
 from .fast_blocking import FAST_BLOCKING, FastBlockingCall
 from .metadata import mesh_metadata
@@ -126,10 +127,20 @@ class AioLeaf(Leaf):
 
     async def _fast(self, attempt: GrpcCall, connection: Connection, left: float | None) -> GrpcReply:
         real = FastCall(connection, attempt.target, left)
-        metadata = (*attempt.metadata, *mesh_metadata(attempt, self._source))
-        body = await real.run(attempt.body, metadata, connection.running)  # type: ignore[arg-type]
-        if body is not None:
+        raw, running = real.raw, connection.running
+        running.add(raw)
+        try:
+            metadata = (*attempt.metadata, *mesh_metadata(attempt, self._source))
+            body: bytes = await raw.unary_unary(attempt.body, metadata, None)
+        except asyncio.CancelledError:
+            raw.cancel(LOCALLY_CANCELLED)
+            raise
+        finally:
+            running.discard(raw)
+        if raw.is_ok():
             return GrpcReply(0, body, native=real)
+        if raw.is_locally_cancelled():  # with its channel
+            raise asyncio.CancelledError
         status, initial = await real.status(), await real.initial_metadata()
         trailing = Metadata.from_tuple(status.trailing_metadata() or ())
         said = status.details(), status.debug_error_string()
