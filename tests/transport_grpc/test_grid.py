@@ -6,6 +6,7 @@ The server is a process; a call waits in it until it is told to go on, so that w
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import queue
@@ -22,7 +23,7 @@ import pytest
 
 from meshlib import Mesh
 
-from .test_secure_channel import renew, strict
+from .test_secure_channel import strict
 
 pytestmark = pytest.mark.process
 
@@ -87,6 +88,47 @@ def connections(mesh: Mesh, kind: str) -> list[Any]:
     return list(scope.grpc.connections._open.values())
 
 
+def rotate(mesh: Mesh) -> tuple[int, int]:
+    """A new leaf of the mesh's authority, as when it is time to renew. The serials before and after."""
+    credentials = mesh._engine.credentials
+    assert credentials is not None
+    before = credentials.svid.serial
+    credentials._source._renew_at = 0.0  # type: ignore[attr-defined]
+    credentials.refresh()
+    assert credentials.svid.serial != before
+    return before, credentials.svid.serial
+
+
+def is_open(port: int, server: int) -> bool:
+    """Is there a TCP connection from `port` to the server, as the kernel says? grpc's sockets may be of IPv6."""
+    tables = [Path("/proc/self/net/tcp"), Path("/proc/self/net/tcp6")]
+    rows = [line.split() for table in tables if table.exists() for line in table.read_text().splitlines()[1:]]
+    ends = [f"{port:04X}", f"{server:04X}", "01"]
+    return any([row[1].rpartition(":")[2], row[2].rpartition(":")[2], row[3]] == ends for row in rows)
+
+
+async def aio_closes(server: Server, caller: str) -> None:
+    """The connection of `caller` is closed, soon and not by the garbage collector."""
+    async with asyncio.timeout(PATIENCE_S):
+        while is_open(int(caller.split()[1]), server.port):
+            await asyncio.sleep(0.02)
+
+
+def blocking_closes(server: Server, caller: str) -> None:
+    """The same, on threads."""
+    give_up = time.monotonic() + PATIENCE_S
+    while is_open(int(caller.split()[1]), server.port):
+        assert time.monotonic() < give_up
+        time.sleep(0.02)
+
+
+def check_rotated(serials: tuple[int, int], waiting: str, now: str, server: Server) -> None:
+    """What the server saw: the old leaf by the call that waits, the new one by the next, on two connections."""
+    assert (int(waiting.split()[0]), int(now.split()[0])) == serials
+    assert waiting.split()[1] != now.split()[1]
+    assert is_open(int(waiting.split()[1]), server.port) or not Path("/proc/self/net/tcp").exists()
+
+
 async def aio_cell(server: Server, kind: str, event: str) -> None:
     """One cell, on asyncio."""
     async with Mesh("orders", server.config) as mesh:
@@ -110,8 +152,10 @@ async def aio_cell(server: Server, kind: str, event: str) -> None:
         (old,) = connections(mesh, "aio")
         last = call.read() if kind in ("Serve", "Talk") else call
         if event == "rotated":
-            renew(mesh)
-            await stub.Unary(Note(text=f"tell {name}"))
+            serials = rotate(mesh)
+            now = (await stub.Unary(Note(text="who me"))).text
+            before = (await stub.Unary(Note(text=f"who {name}"))).text
+            check_rotated(serials, before, now, server)
             (new,) = connections(mesh, "aio")
             assert (new is not old, old.inflight) == (True, 1)
             await stub.Unary(Note(text=f"go {name}"))
@@ -129,6 +173,9 @@ async def aio_cell(server: Server, kind: str, event: str) -> None:
                 server.start()
             await until("" if event == "killed" else "ended")
         assert old.inflight == 0
+        if event == "rotated":
+            del call, last, old
+            await aio_closes(server, before)
 
 
 class Asked:
@@ -169,8 +216,10 @@ def blocking_cell(server: Server, kind: str, event: str) -> None:
         (old,) = connections(mesh, "sync")
         last = (lambda: next(call)) if streams else call.result
         if event == "rotated":
-            renew(mesh)
-            stub.Unary(Note(text=f"tell {name}"))
+            serials = rotate(mesh)
+            now = stub.Unary(Note(text="who me")).text
+            before = stub.Unary(Note(text=f"who {name}")).text
+            check_rotated(serials, before, now, server)
             (new,) = connections(mesh, "sync")
             assert (new is not old, old.inflight) == (True, 1)
             stub.Unary(Note(text=f"go {name}"))
@@ -192,14 +241,21 @@ def blocking_cell(server: Server, kind: str, event: str) -> None:
         while old.inflight and time.monotonic() < give_up:  # a stream's end is told on grpc's thread
             time.sleep(0.02)
         assert old.inflight == 0
+        if event == "rotated":
+            del call, last, old
+            blocking_closes(server, before)
 
 
 @pytest.mark.parametrize("event", EVENTS)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("world", ["aio", "sync"])
 def test_grid(server: Server, world: str, kind: str, event: str) -> None:
-    """The status at the caller, the end at the server, and nothing left on the connection."""
-    if world == "aio":
-        asyncio.run(aio_cell(server, kind, event))
-    else:
-        blocking_cell(server, kind, event)
+    """The status at the caller, the end at the server, and nothing left on the connection; nobody collects garbage."""
+    gc.disable()
+    try:
+        if world == "aio":
+            asyncio.run(aio_cell(server, kind, event))
+        else:
+            blocking_cell(server, kind, event)
+    finally:
+        gc.enable()
